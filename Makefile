@@ -1,0 +1,70 @@
+# Each target works on a fresh clone with nothing but Python and make: it creates .venv and installs what it needs.
+#
+#   make demo     train end to end through a closed-form readout, on real data
+#   make test     lint, types, tests, doctests and examples
+#   make lint     ruff and pyright
+#   make bench    compare with other libraries (installs them: PyTorch, JAX, ...); ARGS="..." is passed on
+#   make clean    remove the virtual environments and caches
+#
+#   PYTHON=python3.13   the interpreter that creates .venv
+#   DEVICE=gpu          tests and demo on the default GPU (on Linux: MLX's CUDA backend, in .venv-cuda)
+#   JOBS=2              test processes
+
+PYTHON ?= python3
+DEVICE ?= cpu
+JOBS ?= 2
+ARGS ?=
+
+# macOS has its backend in mlx itself; Linux needs one of the extras. The two Linux backends exclude each other, so each
+# has an environment of its own.
+ifeq ($(shell uname -s),Darwin)
+  VENV := .venv
+  BACKEND :=
+else ifeq ($(DEVICE),gpu)
+  VENV := .venv-cuda
+  BACKEND := cuda,
+else
+  VENV := .venv
+  BACKEND := cpu,
+endif
+PY := $(VENV)/bin/python
+
+# One BLAS thread for each test process: JOBS processes share the cores already.
+TEST_ENV := DEVICE=$(DEVICE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help demo test lint bench clean
+help:
+	@sed -n '/^#   /s/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	@echo "== demo: examples/digits.py"
+	DEVICE=$(DEVICE) $(PY) examples/digits.py $(ARGS)
+
+test: lint
+	@echo "== tests, doctests and examples on the $(DEVICE) ($(JOBS) processes)"
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(VENV)/.installed
+	@echo "== lint: ruff"
+	$(PY) -m ruff check .
+	@echo "== types: pyright"
+	$(PY) -m pyright --pythonpath $(PY)
+
+bench: $(VENV)/.installed-bench
+	@echo "== benchmarks"
+	$(PY) -m benchmarks $(ARGS)
+
+# The stamps are older than pyproject.toml whenever that changes, and the environment is brought up to date.
+$(VENV)/.installed: pyproject.toml
+	@echo "== installing pinvnn and its development tools into $(VENV) (a minute or two, once)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,dev]"
+	@touch $@
+
+$(VENV)/.installed-bench: pyproject.toml $(VENV)/.installed
+	@echo "== installing the libraries to compare with into $(VENV) (large, once)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,dev,bench]"
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-cuda .pytest_cache .ruff_cache .hypothesis build dist
