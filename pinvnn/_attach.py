@@ -1,0 +1,106 @@
+"""Attach a derivative to a value: the one place that knows the manners of ``mx.custom_function``.
+
+A rule is right at every order only if what it reads is itself differentiable. So a value is computed once, by whatever
+route, as a constant; ``attach`` gives it a derivative that is written in attached values and matrix products again. A
+factorization is then never differentiated and never repeated: the rules carry its factors along as constants ("hints").
+This is lineax's ``state`` and ``transpose``, in MLX.
+"""
+
+import mlx.core as mx
+
+from ._place import large
+
+
+def unbroadcast(x, shape):
+    """Sum ``x`` over the batch dimensions that were broadcast, back to ``shape``."""
+    if x.shape == tuple(shape):
+        return x
+    extra = x.ndim - len(shape)
+    axes = [*range(extra), *(extra + i for i, d in enumerate(shape) if d == 1 and x.shape[extra + i] != 1)]
+    with large(x.dtype):
+        return mx.sum(x, axis=axes, keepdims=True).reshape(shape)
+
+
+def _mapped(axis):
+    return axis is not None and axis >= 0
+
+
+def _to_front(args, axes, cores):
+    """Move each mapped axis to the front of its batch and align the batch dimensions: vmap becomes broadcasting."""
+    mapped = [_mapped(ax) for ax in axes]
+    moved = [mx.moveaxis(a, ax, 0) if on else a for a, ax, on in zip(args, axes, mapped, strict=True)]
+    batch = max(a.ndim - core - on for a, core, on in zip(moved, cores, mapped, strict=True))
+    out = []
+    for a, core, on in zip(moved, cores, mapped, strict=True):
+        lead, rest = (a.shape[:1], a.shape[1:]) if on else ((1,), a.shape)
+        out.append(a.reshape(*lead, *(1,) * (batch + core - len(rest)), *rest))
+    return out
+
+
+def attach(vjp, jvp, cores):
+    """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
+
+    Args:
+        vjp: ``vjp(out, bar, *args)`` returns the cotangents of the first args; the rest (the hints) get none. ``out``
+            is the attached value, so that the rule may be differentiated again.
+        jvp: ``jvp(out, tangents, *args)``; a tangent is None where nothing moves.
+        cores: Number of trailing dimensions of each argument (and, last, of the value) that are no batch. Arguments
+            broadcast over their batch dimensions, which is how vmap works: without a second factorization.
+    """
+
+    @mx.custom_function
+    def f(*args):
+        return mx.stop_gradient(args[-1])
+
+    @f.vjp
+    def _vjp(args, bar, _):
+        bars = vjp(f(*args), bar, *args[:-1])
+        bars = [None if b is None else unbroadcast(b, a.shape) for b, a in zip(bars, args, strict=False)]
+        return tuple(_zeros(a) if b is None else b for b, a in _pad(bars, args))
+
+    @f.jvp
+    def _jvp(args, tangents):
+        return jvp(f(*args), tangents[:-1], *args[:-1])
+
+    @f.vmap
+    def _vmap(args, axes):
+        size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
+        *args, value = _to_front(args, axes, cores)
+        with large(value.dtype):
+            value = mx.broadcast_to(value, (size, *value.shape[1:]))
+        return f(*args, value), 0
+
+    return f
+
+
+def _pad(bars, args):
+    return zip([*bars, *[None] * (len(args) - len(bars))], args, strict=True)
+
+
+def _zeros(x):
+    with large(x.dtype):
+        return mx.zeros_like(x)
+
+
+def constant(fn, outputs):
+    """Wrap a forward-only batched ``fn`` of one array (a factorization) so that vmap reaches its native batch.
+
+    MLX's own vmap of qr, lu and solve raises, and of triangular solves is silently wrong.
+    """
+
+    @mx.custom_function
+    def f(x):
+        out = fn(mx.stop_gradient(x))
+        return [mx.stop_gradient(o) for o in out] if outputs > 1 else mx.stop_gradient(out)
+
+    @f.vjp
+    def _vjp(x, bars, _):
+        return _zeros(x)
+
+    @f.vmap
+    def _vmap(x, axis):
+        x, axis = (x[0], axis[0]) if isinstance(x, (list, tuple)) else (x, axis)
+        out = f(mx.moveaxis(x, axis, 0))
+        return out, [0] * outputs if outputs > 1 else 0
+
+    return f

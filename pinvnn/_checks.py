@@ -1,0 +1,131 @@
+"""Arguments: shapes, dtypes and the wording of errors. Every check runs before any work.
+
+``[pinvnn.name] rule, but got value. Remedy.``
+"""
+
+import math
+from numbers import Number
+
+import mlx.core as mx
+
+_HALF = (mx.float16, mx.bfloat16)
+_FLOATS = (mx.float32, mx.float64, mx.complex64)
+
+# What each named route may be asked. "auto" is right for all of it.
+METHODS = {
+    "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
+    "qr": "real input: a QR by row blocks in float64 and an SVD of the small factor",
+}
+
+
+def fail(name, rule, got, remedy, error=ValueError):
+    """Raise ``error`` in the library's wording."""
+    raise error(f"[pinvnn.{name}] {rule}, but got {got}. {remedy}")
+
+
+def array(name, label, x, ndim=0):
+    """``x`` as an array of at least ``ndim`` dimensions: anything that ``mx.array`` takes, except strings."""
+    if not isinstance(x, mx.array):
+        try:
+            if isinstance(x, (str, bytes)) or x is None:
+                raise TypeError
+            x = mx.array(x)
+        except (TypeError, ValueError):
+            fail(name, f"{label} must be an array", f"{type(x).__name__} {x!r:.40}", "Pass an mx.array.", TypeError)
+    if x.ndim < ndim:
+        fail(name, f"{label} must have at least {ndim} dimensions", f"shape {x.shape}", f"Reshape {label}.")
+    return x
+
+
+def working_dtype(*arrays):
+    """The dtype in which the work is done: half and integers become float32; complex64 wins, then float64."""
+    dtypes = [x.dtype for x in arrays]
+    return next((d for d in (mx.complex64, mx.float64) if d in dtypes), mx.float32)
+
+
+def result_dtype(*arrays):
+    """The dtype that is handed back: half if all floating input is of one half type, else the working dtype."""
+    kinds = {x.dtype for x in arrays if mx.issubdtype(x.dtype, mx.inexact)}
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(_HALF) else working_dtype(*arrays)
+
+
+def real(dtype):
+    """The dtype of a magnitude."""
+    return mx.float32 if dtype == mx.complex64 else dtype
+
+
+def real_array(name, label, x, like):
+    """``x`` as a real array in the real dtype that goes with ``like``."""
+    x = array(name, label, x)
+    if x.dtype == mx.complex64:
+        fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
+    return x.astype(real(like))
+
+
+def tolerance(name, label, t, batch=None):
+    """A tolerance: None, a non-negative number, or an array over the batch."""
+    if t is None:
+        return None
+    if isinstance(t, Number) and not isinstance(t, complex):
+        if not t >= 0:
+            fail(name, f"{label} must be non-negative", f"{t}", "Pass 0 to keep every non-zero singular value.")
+        return t
+    t = array(name, label, t)
+    if t.dtype == mx.complex64:
+        fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
+    if batch is not None and not _broadcasts_to(t.shape, batch):
+        fail(name, f"{label} must be a number or an array over the batch {batch}", f"shape {t.shape}", "Reshape it.")
+    return t
+
+
+def penalty(name, l2, n, k, vector):
+    """``l2`` as a number or an array that broadcasts against the solution (n, k), or (n,) for a vector."""
+    if isinstance(l2, Number) and not isinstance(l2, complex):
+        if not l2 >= 0 or math.isinf(l2):
+            fail(name, "l2 must be non-negative and finite", f"{l2}", "Pass 0 for no penalty.")
+        return l2
+    l2 = array(name, "l2", l2)
+    if l2.dtype == mx.complex64:
+        fail(name, "l2 must be real", "complex64", "Pass its real part.", TypeError)
+    core = (n,) if vector else (n, k)
+    if not _broadcasts_to(l2.shape[-len(core) :], core):
+        fail(name, f"l2 must broadcast against the solution {core}", f"shape {l2.shape}", "Pass a scalar or (n, 1).")
+    return l2
+
+
+def method(name, value, dtype):
+    """Check the name of a route against what it can do."""
+    if value == "auto":
+        return "qr" if dtype == mx.float64 else "gram"
+    if value not in METHODS:
+        names = ", ".join(["auto", *METHODS])
+        fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
+    if (value == "gram") == (dtype == mx.float64) or (value == "qr" and dtype == mx.complex64):
+        fail(name, f"method {value!r} is for {METHODS[value]}", f"{dtype}", "Use method='auto'.")
+    return value
+
+
+def batch_shape(name, *named):
+    """The broadcast of batch shapes, given as (label, shape)."""
+    try:
+        return mx.broadcast_shapes(*(shape for _, shape in named))
+    except ValueError:
+        got = " and ".join(f"{label} {shape}" for label, shape in named)
+        fail(name, "batch dimensions must broadcast", got, "Add or remove batch dimensions.")
+
+
+def rows(name, a, b, weights=None):
+    """Check that ``a`` (..., m, n), ``b`` (m,) or (..., m, k) and ``weights`` (..., m) have the same rows."""
+    m, got = a.shape[-2], b.shape[0 if b.ndim == 1 else -2]
+    if m != got:
+        hint = "b is a vector only if it is 1-D; otherwise it is (..., m, k)."
+        fail(name, "a and b must have the same number of rows", f"{m} and {got}", hint)
+    if weights is not None and (weights.ndim == 0 or weights.shape[-1] != m):
+        fail(name, f"weights must have one entry for each of the {m} rows", f"shape {weights.shape}", "Reshape them.")
+
+
+def _broadcasts_to(shape, target):
+    try:
+        return mx.broadcast_shapes(shape, target) == tuple(target)
+    except ValueError:
+        return False

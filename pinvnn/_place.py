@@ -1,0 +1,23 @@
+"""Stream placement: where an operation runs. A user never passes a stream.
+
+Factorizations exist on the CPU only, and so does float64; both would raise on a GPU. Large products of float32 and
+complex64 arrays run on the default device, or on the ``stream`` that the caller asked for.
+"""
+
+from contextlib import nullcontext
+
+import mlx.core as mx
+
+CPU = mx.cpu
+
+
+def on_cpu():
+    """Context for factorizations and for everything in float64."""
+    return mx.stream(CPU)
+
+
+def large(dtype: mx.Dtype, stream=None):
+    """Context for the large products of a ``dtype``."""
+    if dtype == mx.float64:
+        return on_cpu()
+    return nullcontext() if stream is None else mx.stream(stream)

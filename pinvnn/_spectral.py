@@ -1,0 +1,106 @@
+"""Functions of a Gram matrix K = A^H A (real symmetric, n x n, float64) that are differentiable at every order.
+
+Notation: K = V diag(l) V^T with l = s^2, kept values s (l_k) and dropped values t (l_d), Pi = V_k V_k^T the kept
+projector, N = I - Pi, B = V_k diag(1 / l_k) V_k^T the truncated inverse (A^+ = B A^H). Bars are cotangents.
+
+Two functions are closed under differentiation (Daleckii and Krein 1965; docs/math.md):
+
+    inverse  B h        dB = -B dK B + B C + (B C)^T
+    split    S(R)       S(R)_kd = (V^T R V)_kd / (l_k - l_d), zero elsewhere, in the basis V
+    with     C = S(dK) = Pi dPi N,  dPi = C + C^T.
+
+At zero dropped values this is Golub and Pereyra's derivative; at non-zero ones it is the derivative of the truncated
+inverse itself. There is no pole at repeated kept values: the only one is a closing gap at the cut. With full rank N = 0
+and C = 0 hold exactly, since they come from the mask and not from I - A^+ A.
+
+K enters only as a handle that carries derivatives back to A (see ``_rules.gram``); its value is never read.
+"""
+
+import mlx.core as mx
+
+from ._attach import attach
+from ._factor import CORES, Factor, reciprocal, spectral
+from ._place import on_cpu
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def inverse(k, x, f: Factor):
+    """``B x`` for ``x`` (..., n, j)."""
+    with on_cpu():
+        hints = [mx.stop_gradient(i) for i in f]
+        value = spectral(Factor(*hints), reciprocal(f, 2), mx.stop_gradient(x))
+        return _inverse(k, x, *hints, value)
+
+
+def split(k, x, f: Factor):
+    """``S(x)``, the kept-by-dropped block of ``x`` (..., n, n) over the differences of the eigenvalues."""
+    with on_cpu():
+        on, off = f.kept[..., :, None], 1 - f.kept[..., None, :]
+        s, t = f.s[..., :, None], f.s[..., None, :]
+        pair = on * off > 0
+        # (s - t)(s + t), not s^2 - t^2: the difference of two close values keeps its digits.
+        weight = mx.where(pair, 1 / mx.where(pair, (s - t) * (s + t), mx.ones_like(pair)), mx.zeros_like(on))
+        value = f.v @ (weight * (_t(f.v) @ mx.stop_gradient(x) @ f.v)) @ _t(f.v)
+        return _split(k, x, *f, value)
+
+
+def pull_back(k, t, g, f: Factor):
+    """Cotangent of the Gram matrix from one of ``B``: if B_bar = ``g`` and ``t`` = B_bar B, then A_bar = A @ result.
+
+    M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2 digits
+    when A_bar is large, where the caller has the product A_bar A^+ at hand.
+    """
+    with on_cpu():
+        bt = inverse(k, t, f)
+        d = split(k, inverse(k, g, f) + _t(t), f)
+        return d + _t(d) - bt - _t(bt)
+
+
+def _inverse_vjp(out, bar, k, x, *hints):
+    # w = B x:  x_bar = B w_bar,  K_bar = M / 2 with B_bar = w_bar x^T.
+    with on_cpu():
+        f = Factor(*hints)
+        m = pull_back(k, bar @ _t(out), bar @ _t(x), f)
+        return m / 2, inverse(k, bar, f)
+
+
+def _inverse_jvp(out, tangents, k, x, *hints):
+    # dw = B (dx - dK w + C x) + C^T w
+    dk, dx = tangents[:2]
+    with on_cpu():
+        f = Factor(*hints)
+        if dk is None:
+            return inverse(k, dx, f)
+        c = split(k, dk, f)
+        right = c @ x - dk @ out
+        return inverse(k, right if dx is None else right + dx, f) + _t(c) @ out
+
+
+def _split_vjp(out, bar, k, x, *hints):
+    # Q = S(R), Y = S(Q_bar):  R_bar = Y,
+    # K_bar = Q^T Y - Y Q^T + S(Y R^T - R^T Y + R Y^T - Y^T R + Q Q_bar^T - Q_bar^T Q)
+    with on_cpu():
+        f = Factor(*hints)
+        y = split(k, bar, f)
+        c = y @ _t(x) - _t(x) @ y + x @ _t(y) - _t(y) @ x + out @ _t(bar) - _t(bar) @ out
+        return _t(out) @ y - y @ _t(out) + split(k, c, f), y
+
+
+def _split_jvp(out, tangents, k, x, *hints):
+    # dQ = S(dR + Q dK - dK Q + (C + C^T) R - R (C + C^T)) + C^T Q - Q C^T
+    dk, dx = tangents[:2]
+    with on_cpu():
+        f = Factor(*hints)
+        if dk is None:
+            return split(k, dx, f)
+        c = split(k, dk, f)
+        turn = c + _t(c)
+        inner = out @ dk - dk @ out + turn @ x - x @ turn
+        return split(k, inner if dx is None else inner + dx, f) + _t(c) @ out - out @ _t(c)
+
+
+_inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
+_split = attach(_split_vjp, _split_jvp, (2, 2, *CORES, 2))
