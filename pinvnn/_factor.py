@@ -181,25 +181,27 @@ def _decide(v, s, r, finite, dtype, shape, rtol, atol):
     return Factor(*(mx.stop_gradient(x) for x in (v, s, kept, r)))
 
 
-def factor(a, w=None, rtol=None, atol=None, method=None):
+def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
     """Factor ``diag(sqrt(w)) a`` for ``a`` (..., m, n), not empty, by the Gram matrix or (float64's default) by QR.
+
+    ``entries`` is the dtype whose precision the entries carry, where a wider copy of them is passed.
 
     Returns:
         The :class:`Factor`, and for the method "qr" the left singular vectors ``(..., m, n)`` in float64 (else None).
     """
-    shape = a.shape[-2:]
+    shape, entries = a.shape[-2:], entries or a.dtype
     a = mx.stop_gradient(a)
     with on_cpu():
         if w is not None:
             w = mx.stop_gradient(w)
             w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
         rtol, atol = (None if t is None else _tolerance(t) for t in (rtol, atol))
-        if (method or ("qr" if a.dtype == mx.float64 else "gram")) == "gram":
-            return gram_factor(cross(a, a, w), a.dtype, shape, rtol, atol), None
+        if (method or ("qr" if entries == mx.float64 else "gram")) == "gram":
+            return gram_factor(cross(a, a, w), entries, shape, rtol, atol), None
         wide = a.astype(mx.float64)
         if w is not None:
             wide = mx.sqrt(w.astype(mx.float64))[..., None] * wide
-        return _qr_factor(wide, a.dtype, rtol, atol)
+        return _qr_factor(wide, entries, rtol, atol)
 
 
 def _tolerance(t):

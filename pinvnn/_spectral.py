@@ -104,3 +104,59 @@ def _split_jvp(out, tangents, k, x, *hints):
 
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
 _split = attach(_split_vjp, _split_jvp, (2, 2, *CORES, 2))
+
+
+# --- Eigenvalues and eigenvectors ---------------------------------------------------------------------------------------
+
+
+def eigenvalues(k, f: Factor, twins: bool):
+    """``l = s^2`` (..., n), differentiable; NaN at repeated values from second order on, where they have a pole.
+
+    Args:
+        k: The handle of the Gram matrix.
+        f: Its factor.
+        twins: Whether f is the embedding of a complex matrix, with every vector twice.
+    """
+    return _EIGEN[twins][0](k, *f, f.s * f.s)
+
+
+def _eigenvectors(k, f: Factor, twins: bool):
+    return _EIGEN[twins][1](k, *f, f.v)
+
+
+def _mixing(k, f: Factor, twins: bool):
+    """1 / (l_j - l_i); 0 on the diagonal and between twins, which turn into each other freely; NaN at repeated values."""
+    values = eigenvalues(k, f, twins)
+    n = f.s.shape[-1]
+    difference = values[..., None, :] - values[..., :, None]
+    index = mx.arange(n) // (2 if twins else 1)
+    same = index[:, None] == index[None, :]
+    close = mx.abs(difference) <= n * 2.0**-50 * f.s[..., :1, None] ** 2
+    turn = 1 / mx.where(same | close, mx.array(float("nan"), mx.float64), difference)
+    return mx.where(same, mx.zeros_like(difference), turn)
+
+
+def _eigen(twins):
+    # dl = diag(V^T dK V),  dV = V (F o (V^T dK V)),  F_ij = 1 / (l_j - l_i)
+    def values_vjp(out, bar, k, *hints):
+        with on_cpu():
+            v = _eigenvectors(k, Factor(*hints), twins)
+            return ((v * bar[..., None, :]) @ _t(v),)
+
+    def values_jvp(out, tangents, k, *hints):
+        with on_cpu():
+            v = _eigenvectors(k, Factor(*hints), twins)
+            return mx.sum(v * (tangents[0] @ v), axis=-2)
+
+    def vectors_vjp(v, bar, k, *hints):
+        with on_cpu():
+            return (v @ (_mixing(k, Factor(*hints), twins) * (_t(v) @ bar)) @ _t(v),)
+
+    def vectors_jvp(v, tangents, k, *hints):
+        with on_cpu():
+            return v @ (_mixing(k, Factor(*hints), twins) * (_t(v) @ tangents[0] @ v))
+
+    return attach(values_vjp, values_jvp, (2, *CORES, 1)), attach(vectors_vjp, vectors_jvp, (2, *CORES, 2))
+
+
+_EIGEN = {twins: _eigen(twins) for twins in (False, True)}

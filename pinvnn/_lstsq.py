@@ -1,0 +1,140 @@
+"""Least squares of minimum norm."""
+
+import mlx.core as mx
+
+from . import _checks, _rank
+from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value, unstack
+from ._pinv import rank
+from ._place import large, on_cpu
+from ._rules import attach_adjoint, attach_solve, attach_weighted_solve, gram
+from ._spectral import eigenvalues, inverse
+from ._types import LstsqResult
+
+
+def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
+    r"""Weighted least squares of minimum norm, differentiable at every order.
+
+    .. math::
+        x = (D^{1/2} A)^+ D^{1/2} b, \qquad D = \mathrm{diag}(w)
+
+    minimizes :math:`\sum_i w_i |b_i - a_i x|^2` and, where that leaves a choice, :math:`\|x\|`. Singular values of the
+    weighted matrix ``s <= max(atol, rtol * s_max)`` are dropped, and the derivative is that of the truncated problem.
+
+    Args:
+        a: ``(..., m, n)``, of a dtype that :func:`pinv` takes.
+        b: ``(m,)``, a vector only if it is 1-D, or ``(..., m, k)``. ``a`` and ``b`` broadcast over batch dimensions.
+        weights: ``(..., m)``, non-negative: weight 2 equals the row given twice. The gradient at weight 0 is finite and
+            exact. A negative weight gives NaN. Weighted problems with m < n cost O(n^3).
+        rtol: Relative cutoff, a number or an array over the batch. Default ``min(m, n) * eps`` of the dtype, or 0 if
+            ``atol`` is given. No gradient.
+        atol: Absolute cutoff, likewise. Default 0. No gradient.
+        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"qr"`` (real; in float64).
+        stream: Where the large products of the gradient run. Nobody needs to pass it.
+
+    Returns:
+        :class:`LstsqResult` ``(solution, residuals, rank, singular_values)``. ``solution`` is ``(..., n, k)``, or
+        ``(n,)`` for a vector ``b``. All but the rank are differentiable in ``a``, ``b`` and ``weights``; singular values
+        that are numerically zero have gradient 0. Residuals and singular values of half input are float32.
+
+    Raises:
+        ValueError: for shapes, tolerances or a method that do not fit.
+        TypeError: for what is no array.
+
+    References:
+        G. H. Golub and V. Pereyra, SIAM J. Numer. Anal. 10 (1973), Eq. 4.12, doi 10.1137/0710036.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import pinvnn
+        >>> a = mx.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> x = pinvnn.lstsq(a, mx.array([1.0, 3.0, 5.0])).solution
+        >>> [round(float(i), 4) for i in x]
+        [1.0, 2.0]
+    """
+    name = "lstsq"
+    a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
+    out, work = _checks.result_dtype(a, b), _checks.working_dtype(a, b)
+    if weights is not None:
+        weights = _checks.real_array(name, "weights", weights, work)
+    _checks.rows(name, a, b, weights)
+    method = _checks.method(name, method, work)
+    vector = b.ndim == 1
+    batch = [("a", a.shape[:-2])] + ([] if weights is None else [("weights", weights.shape[:-1])])
+    of_a = _checks.batch_shape(name, *batch)
+    whole = _checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
+    rtol, atol = _checks.tolerance(name, "rtol", rtol, of_a), _checks.tolerance(name, "atol", atol, of_a)
+    with large(work, stream):
+        a, b = a.astype(work), b.astype(work)
+        b = b[:, None] if vector else b
+        a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
+        if a.size == 0:
+            x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))
+        else:
+            x, ranks, s = _solve(a, b, weights, rtol, atol, method, whole)
+        rest = b - a @ x if a.size else mx.broadcast_to(b, (*whole, *b.shape[-2:]))
+        squares = mx.abs(rest) ** 2 if work != mx.complex64 else mx.real(rest) ** 2 + mx.imag(rest) ** 2
+        residuals = mx.sum(squares if weights is None else weights[..., None] * squares, axis=-2)
+        x = x.astype(out)
+        return LstsqResult(x[..., 0], residuals[..., 0], ranks, s) if vector else LstsqResult(x, residuals, ranks, s)
+
+
+def _empty(a, shape):
+    real = _checks.real(a.dtype)
+    least = min(a.shape[-2:])
+    return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
+
+
+def _solve(a, b, w, rtol, atol, method, whole):
+    """Solution, rank and singular values of a problem that is not empty."""
+    m, n = a.shape[-2:]
+    flat = a if w is not None or m >= n else h(a)
+    f, left = factor(flat, w, rtol, atol, method)
+    if b.shape[-1] == 0:
+        x = mx.zeros((*whole, n, 0), a.dtype)
+    elif flat is not a:
+        x = attach_adjoint(flat, b, *f, adjoint_value(*map(mx.stop_gradient, (flat, b)), f, left))
+    elif w is None:
+        x = attach_solve(a, b, *f, _constant_solution(a, b, None, f, left))
+    else:
+        w = mx.broadcast_to(w, (*a.shape[:-2], m))
+        x = attach_weighted_solve(a, b, w, *f, _constant_solution(a, b, w, f, left))
+    return x, rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
+
+
+def _constant_solution(a, b, w, f: Factor, left):
+    a, b, w = (None if x is None else mx.stop_gradient(x) for x in (a, b, w))
+    return unstack(solve_value(a, b, w, f, left), a.dtype)
+
+
+def _singular_values(a, w, f: Factor):
+    """Singular values of the weighted ``a``, descending: s = sqrt(l), ds = 0 where l is only rounding noise."""
+    twins = a.dtype == mx.complex64
+    with on_cpu():
+        values = eigenvalues(gram(a, w, f), f, twins)
+        s, values = (f.s[..., ::2], (values[..., ::2] + values[..., 1::2]) / 2) if twins else (f.s, values)
+        real = s > _rank.default_rtol(*a.shape[-2:], a.dtype) * s[..., :1]
+        root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))
+        return (mx.where(real, root, s) / f.r[..., 0]).astype(_checks.real(a.dtype))
+
+
+def normal_lstsq(gram_matrix, rhs, rtol=None):
+    """``gram_matrix^+ rhs`` truncated, differentiable: least squares from a Gram matrix that was accumulated elsewhere.
+
+    Args:
+        gram_matrix: A^H A ``(..., n, n)``, real, float64 or float32.
+        rhs: A^H b ``(..., n, k)``.
+        rtol: Relative cutoff on the singular values of A (the roots of the eigenvalues). Default
+            ``sqrt(n * eps)`` of the dtype of ``gram_matrix``: what a Gram matrix can resolve.
+
+    Returns:
+        ``(..., n, k)`` in the dtype of ``rhs``.
+    """
+    n = gram_matrix.shape[-1]
+    with on_cpu():
+        if n == 0:
+            return mx.zeros(rhs.shape, rhs.dtype)
+        k = gram_matrix.astype(mx.float64)
+        rtol = (n * _rank.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
+        f = gram_factor(k, gram_matrix.dtype, (n, n), rtol, None)
+        rr = f.r * f.r
+        return (inverse(k * rr, rhs.astype(mx.float64), f) * rr).astype(rhs.dtype)

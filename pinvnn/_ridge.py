@@ -1,0 +1,204 @@
+"""Ridge regression (Tikhonov regularization) with every shape of penalty."""
+
+import mlx.core as mx
+
+from . import _checks
+from ._factor import Factor, cross, embed, factor, gram_factor, stack, unstack
+from ._place import large, on_cpu
+from ._rank import eps
+from ._ridge_rules import Inverse, attach_ridge, gram_normal, solution
+
+_METHODS = ("auto", "primal", "dual")
+
+
+def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
+    r"""Ridge regression, differentiable at every order in all of ``a``, ``b``, ``l2`` and ``weights``.
+
+    .. math::
+        W = \arg\min_W \sum_{i,t} w_i\,|b_{it} - a_i W_t|^2 + \sum_{j,t} l_{jt}\,|W_{jt}|^2,
+
+    a sum and not a mean: ``l2`` is scikit-learn's ``alpha``. One factorization serves all targets, unless ``l2`` differs
+    both by feature and by target. The problem is solved in its n x n form (primal), or, if m < n and ``l2`` is the same
+    for all features, in its m x m form (dual).
+
+    Args:
+        a: ``(..., m, n)``, of a dtype that :func:`pinvnn.pinv` takes.
+        b: ``(m,)``, a vector only if it is 1-D, or ``(..., m, k)``. ``a`` and ``b`` broadcast over batch dimensions.
+        l2: Non-negative penalty that broadcasts against the solution: a scalar, ``(k,)`` per target, ``(n, 1)`` per
+            feature, ``(n, k)`` (for a vector ``b``: a scalar or ``(n,)``). A negative number raises; a negative value
+            inside an array gives NaN.
+        weights: ``(..., m)``, non-negative: weight 2 equals the row given twice. A negative weight gives NaN.
+        method: ``"auto"``, ``"primal"`` or ``"dual"`` (every l2 > 0, and the same for all features).
+        stream: Where the large products of the gradient run. Nobody needs to pass it.
+
+    Returns:
+        ``(..., n, k)``, or ``(n,)`` for a vector ``b``. NaN where the system is singular to working precision: with
+        ``l2 = 0`` if ``a`` is rank deficient (use :func:`pinvnn.lstsq` for the minimum norm).
+
+    Raises:
+        ValueError: for shapes, a negative number for ``l2`` or a method that do not fit.
+        TypeError: for what is no array.
+
+    References:
+        A. E. Hoerl and R. W. Kennard, Ridge regression, Technometrics 12 (1970), Eq. 2.1, doi
+        10.1080/00401706.1970.10488634. The derivative: docs/math.md.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import pinvnn
+        >>> pinvnn.ridge(mx.array([[1.0], [1.0]]), mx.array([2.0, 4.0]), 1.0)
+        array([2], dtype=float32)
+    """
+    name = "ridge"
+    a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
+    out, work = _checks.result_dtype(a, b), _checks.working_dtype(a, b)
+    if weights is not None:
+        weights = _checks.real_array(name, "weights", weights, work)
+    _checks.rows(name, a, b, weights)
+    vector = b.ndim == 1
+    n, k = a.shape[-1], 1 if vector else b.shape[-1]
+    l2 = _checks.penalty(name, l2, n, k, vector)
+    l2 = _two_dimensional(l2, vector)
+    route = _route(name, method, a.shape[-2], l2)
+    batch = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])]
+    whole = _checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
+    with large(work, stream):
+        a, b = a.astype(work), b.astype(work)
+        b = b[:, None] if vector else b
+        if a.size == 0 or b.size == 0 or 0 in whole:
+            x = _without_data(l2, (*whole, n, k), work)
+        else:
+            x = _real_ridge(a, b, l2, weights, route)
+        x = x.astype(out)
+        return x[..., 0] if vector else x
+
+
+def _two_dimensional(l2, vector=False):
+    """The penalty in float64 as ``(..., 1 or n, 1 or k)``."""
+    with on_cpu():
+        l2 = l2.astype(mx.float64) if isinstance(l2, mx.array) else mx.array(l2, mx.float64)
+        if vector and l2.ndim:
+            l2 = l2[..., None]
+        return l2.reshape(*(1,) * (2 - l2.ndim), *l2.shape)
+
+
+def _without_data(l2, shape, dtype):
+    """Nothing to fit: zero where there is a penalty, NaN where there is none either."""
+    with on_cpu():
+        x = mx.where(l2 > 0, mx.zeros(shape, mx.float64), mx.array(float("nan"), mx.float64))
+        return x.astype(dtype)
+
+
+def _route(name, method, m, l2):
+    if method not in _METHODS:
+        _checks.fail(name, f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
+    by_feature = l2.shape[-2] > 1
+    if method == "dual" and by_feature:
+        _checks.fail(name, "the dual form needs the same l2 for all features", f"shape {l2.shape}", "Use 'primal'.")
+    if by_feature:
+        return "feature"
+    return "dual" if method == "dual" else "shared" if method == "primal" else "auto"
+
+
+def _real_ridge(a, b, l2, w, route):
+    """Complex problems in their real embedding, dual ones in float64; then the real problem."""
+    dtype, n = a.dtype, a.shape[-1]
+    if route == "auto":
+        route = "dual" if a.shape[-2] < n else "shared"
+    if dtype == mx.complex64:
+        with on_cpu():
+            w = None if w is None else mx.concatenate([w, w], axis=-1).astype(mx.float64)
+            l2 = mx.concatenate([l2, l2], axis=-2) if route == "feature" else l2
+            return unstack(_solve(embed(a), stack(b), l2, w, route, mx.float32), dtype)
+    if route == "dual" and dtype != mx.float64:
+        with on_cpu():
+            w = None if w is None else w.astype(mx.float64)
+            return _solve(a.astype(mx.float64), b.astype(mx.float64), l2, w, route, dtype).astype(dtype)
+    return _solve(a, b, l2, w, route, dtype)
+
+
+def _solve(a, b, l2, w, route, entries):
+    """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
+    constants = [None if x is None else mx.stop_gradient(x) for x in (a, b, w, l2)]
+    inverse, left = _inverse(constants[0], constants[2], constants[3], route, entries)
+    value = solution(inverse, *constants, left)
+    with on_cpu():
+        value = value.astype(a.dtype)
+    ones = mx.ones((1,), a.dtype) if w is None else w
+    return attach_ridge(a, b, ones, l2, inverse, value)
+
+
+def _inverse(a, w, l2, route, entries):
+    """The constants of R = (A^T D A + L)^-1, and left singular vectors where the factorization was a QR."""
+    with on_cpu():
+        if w is not None:
+            w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
+        driver = "qr" if entries == mx.float64 else "gram"
+        if route == "dual":
+            rows = a if w is None else mx.sqrt(w)[..., None] * a
+            f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
+            return Inverse(f, route), None
+        if route == "shared":
+            f, left = factor(a, w, method=driver, entries=entries)
+            return Inverse(f, route), left
+        return _feature_inverse(a, w, l2, entries)
+
+
+def _feature_inverse(a, w, l2, entries):
+    """One factorization per target of [sqrt(w) A; sqrt(L)], ``(..., k or 1, n, n)``."""
+    if entries != mx.float64:
+        return _feature_gram_inverse(cross(a, a, w), l2, entries, a.shape[-2]), None
+    rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
+    extra = mx.sqrt(_diagonal(l2))
+    batch = mx.broadcast_shapes(rows.shape[:-2], extra.shape[:-2])
+    parts = [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (rows, extra)]
+    f, left = factor(mx.concatenate(parts, axis=-2), method="qr")
+    return Inverse(_judge(f, l2), "feature"), left
+
+
+def _feature_gram_inverse(gram, l2, entries, m):
+    n = gram.shape[-1]
+    return Inverse(_judge(gram_factor(gram[..., None, :, :] + _diagonal(l2), entries, (m + n, n)), l2), "feature")
+
+
+def _diagonal(l2):
+    """diag(l2_t) for each target, ``(..., 1 or k, n, n)``; NaN where a penalty is negative."""
+    l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
+    return mx.eye(l2.shape[-2], dtype=mx.float64) * mx.swapaxes(l2, -1, -2)[..., None, :]
+
+
+def _judge(f: Factor, l2):
+    """Mark as dropped what makes the system singular.
+
+    L is exact, so that where every feature has a penalty above the noise of float64 nothing is singular; else the
+    ordinary rank decision holds.
+    """
+    noise = 4 * f.s.shape[-1] * eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
+    penalized = (mx.min(l2, axis=-2) > noise)[..., None]
+    return f._replace(kept=mx.where(penalized, f.s > 0, f.kept > 0).astype(mx.float64))
+
+
+def normal_ridge(gram, rhs, l2):
+    """``(gram + diag(l2))^-1 rhs``, differentiable: ridge from a Gram matrix that was accumulated elsewhere.
+
+    Args:
+        gram: A^T A ``(..., n, n)``, real.
+        rhs: A^T b ``(..., n, k)``.
+        l2: As in :func:`ridge`.
+
+    Returns:
+        ``(..., n, k)`` in the dtype of ``rhs``; NaN where singular.
+    """
+    n, k = rhs.shape[-2:]
+    l2 = _checks.penalty("ridge", l2, n, k, False)
+    with on_cpu():
+        if rhs.size == 0:
+            return mx.zeros(rhs.shape, rhs.dtype)
+        k, x = gram.astype(mx.float64), rhs.astype(mx.float64)
+        l2 = _two_dimensional(l2)
+        stopped, entries = mx.stop_gradient(k), gram.dtype
+        if l2.shape[-2] > 1:
+            inverse = _feature_gram_inverse(stopped, mx.stop_gradient(l2), entries, n)
+        else:
+            inverse = Inverse(gram_factor(stopped, entries, (n, n), (n * eps(entries)) ** 0.5), "shared")
+        return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

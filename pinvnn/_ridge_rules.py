@@ -1,0 +1,216 @@
+"""Derivative rules of ridge regression, real and at every order.
+
+W = R A^T D b with R_t = (A^T D A + L_t)^-1 for each target t, D = diag(w), L_t = diag(l2_t); r = b - A W, z = R W_bar:
+
+    A_bar = D (r z^T - (A z) W^T),  b_bar = D A z,  w_bar_i = sum_t r_it (A z)_it,  l2_bar = -z o W
+    dW    = R (dA^T D r - A^T D dA W + A^T dD r + A^T D db - dL o W)
+
+(l2_bar summed over the dimensions along which l2 broadcasts.) ``normal`` is R h and closes the rules:
+
+    q = R h, u = R q_bar:  h_bar = u,  A_bar = -D ((A q) u^T + (A u) q^T),  w_bar = -sum_t (A u) o (A q),  l2_bar = -u o q
+
+No sqrt(w) appears, so that the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
+([[Re, -Im], [Im, Re]]), and so do dual ones in float64.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import _rank
+from ._attach import attach
+from ._factor import CORES, Factor, cross
+from ._place import large, on_cpu
+
+
+class Inverse(NamedTuple):
+    """R as constants: ``V diag(1 / (s^2 + r^2 l2)) V^T r^2``, one V for all targets or ``(..., k, n, n)``.
+
+    ``route`` is "shared" (V of A, l2 the same for all features), "feature" (V of the augmented matrix [A; L^1/2]) or
+    "dual" (V of A^T, l2 the same for all features and positive).
+    """
+
+    f: Factor
+    route: str
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def _denominator(inverse: Inverse, l2, shape):
+    """1 / (s^2 + r^2 l2), ``(..., n, k)``; NaN for a target whose system is singular to working precision."""
+    f = inverse.f
+    s, nan = f.s[..., None], mx.array(float("nan"), mx.float64)
+    if inverse.route == "feature":
+        return mx.where(f.kept[..., None] > 0, 1 / (s * s), nan)
+    l2 = mx.where(l2 < 0, nan, l2) * f.r * f.r
+    noise = 4 * shape[-1] * _rank.eps(mx.float64) * s[..., :1, :] ** 2
+    singular = mx.any(f.kept == 0, axis=-1)[..., None, None] & (l2 <= noise)
+    if inverse.route == "dual":
+        singular = l2 <= 0  # m < n: without a penalty there is no unique solution
+    return mx.where(singular, nan, 1 / (s * s + l2))
+
+
+def _columns(inverse: Inverse, x):
+    """Columns as a batch where every target has a matrix of its own."""
+    return _t(x)[..., None] if inverse.route == "feature" else x
+
+
+def _uncolumns(inverse: Inverse, x):
+    return _t(x[..., 0]) if inverse.route == "feature" else x
+
+
+def apply(inverse: Inverse, a, w, l2, x):
+    """The constant ``R x``, float64 ``(..., n, k)``."""
+    with on_cpu():
+        f, d = inverse.f, _denominator(inverse, l2, a.shape)
+        rr = f.r * f.r
+        if inverse.route != "dual":
+            x = _columns(inverse, x)
+            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ x)) * rr)
+        root = mx.sqrt(w)[..., None]
+        inner = f.v @ (d * (_t(f.v) @ (root * (a @ x)))) * rr
+        return (x - _t(a) @ (root * inner)) / l2
+
+
+def solution(inverse: Inverse, a, b, w, l2, left=None):
+    """The constant ``W``, float64; ``left`` are the left singular vectors of a factorization by QR."""
+    with on_cpu():
+        f = inverse.f
+        d = _denominator(inverse, l2, a.shape)
+        root = None if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
+        if inverse.route == "dual":
+            weighted = b if root is None else root * b
+            inner = f.v @ (d * (_t(f.v) @ weighted)) * f.r * f.r
+            return _t(a) @ (inner if root is None else root * inner)
+        if left is None:
+            right = _columns(inverse, cross(a, b, w))
+            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ right)) * f.r * f.r)
+        right = _columns(inverse, b if root is None else root * b)
+        u = left[..., : a.shape[-2], :]
+        return _uncolumns(inverse, f.v @ (d * f.s[..., None] * (_t(u) @ right)) * f.r)
+
+
+def _narrow(x, dtype):
+    with on_cpu():
+        return x.astype(dtype)
+
+
+def normal(a, w, l2, x, inverse: Inverse):
+    """``R x`` with its derivatives; ``x`` and the result are float64."""
+    with on_cpu():
+        hints = [mx.stop_gradient(i) for i in inverse.f]
+        value = apply(Inverse(Factor(*hints), inverse.route), *(mx.stop_gradient(i) for i in (a, w, l2, x)))
+        return _RULES[inverse.route][0](a, w, l2, x, *hints, value)
+
+
+def attach_ridge(a, b, w, l2, inverse: Inverse, value):
+    """``value`` with the derivatives of ridge in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k)."""
+    return _RULES[inverse.route][1](a, b, w, l2, *inverse.f, value)
+
+
+def _build(route):
+    def inverse(hints):
+        return Inverse(Factor(*hints), route)
+
+    def normal_vjp(q, bar, a, w, l2, x, *hints):
+        u = normal(a, w, l2, bar, inverse(hints))
+        with on_cpu():
+            l2_bar = -u * q
+        u, q = _narrow(u, a.dtype), _narrow(q, a.dtype)
+        with large(a.dtype):
+            au, aq, weight = a @ u, a @ q, w[..., None]
+            a_bar = -((weight * aq) @ _t(u) + (weight * au) @ _t(q))
+            return a_bar, -_sum_to(au * aq, w), l2_bar, _wide(u)
+
+    def normal_jvp(q, tangents, a, w, l2, x, *hints):
+        da, dw, dl, dx = tangents[:4]
+        small = _narrow(q, a.dtype)
+        with large(a.dtype):
+            parts, weight = [], w[..., None]
+            if da is not None:
+                parts.append(-(_t(da) @ (weight * (a @ small)) + _t(a) @ (weight * (da @ small))))
+            if dw is not None:
+                parts.append(-_t(a) @ (dw[..., None] * (a @ small)))
+        with on_cpu():
+            parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * q]) + ([] if dx is None else [dx])
+            return normal(a, w, l2, sum(parts[1:], parts[0]), inverse(hints))
+
+    def ridge_vjp(x, bar, a, b, w, l2, *hints):
+        z = normal(a, w, l2, _wide(bar), inverse(hints))
+        with on_cpu():
+            l2_bar = -z * _wide(x)
+        z = _narrow(z, a.dtype)
+        with large(a.dtype):
+            rest, az, weight = b - a @ x, a @ z, w[..., None]
+            b_bar = weight * az
+            return (weight * rest) @ _t(z) - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
+
+    def ridge_jvp(x, tangents, a, b, w, l2, *hints):
+        da, db, dw, dl = tangents[:4]
+        with large(a.dtype):
+            parts, weight, rest = [], w[..., None], b - a @ x
+            if da is not None:
+                parts.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ x)))
+            if dw is not None:
+                parts.append(_t(a) @ (dw[..., None] * rest))
+            if db is not None:
+                parts.append(_t(a) @ (weight * db))
+        with on_cpu():
+            parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * _wide(x)])
+            return _narrow(normal(a, w, l2, sum(parts[1:], parts[0]), inverse(hints)), a.dtype)
+
+    return (
+        attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
+        attach(ridge_vjp, ridge_jvp, (2, 2, 1, 2, *_cores(route), 2)),
+    )
+
+
+def _cores(route):
+    return (3, 2, 2, 3) if route == "feature" else CORES
+
+
+# --- From a Gram matrix -------------------------------------------------------------------------------------------------
+
+
+def gram_normal(k, l2, x, inverse: Inverse):
+    """``(K + L)^-1 x`` as a function of K itself, for statistics that were accumulated elsewhere; all float64."""
+    with on_cpu():
+        hints = [mx.stop_gradient(i) for i in inverse.f]
+        value = apply(Inverse(Factor(*hints), inverse.route), mx.stop_gradient(k), None, *map(mx.stop_gradient, (l2, x)))
+        return _GRAM_RULES[inverse.route](k, l2, x, *hints, value)
+
+
+def _build_gram(route):
+    # q = R x, u = R q_bar:  K_bar = -(u q^T + q u^T) / 2,  l2_bar = -u o q,  x_bar = u
+    def vjp(q, bar, k, l2, x, *hints):
+        with on_cpu():
+            u = gram_normal(k, l2, bar, Inverse(Factor(*hints), route))
+            turn = u @ _t(q)
+            return -(turn + _t(turn)) / 2, -u * q, u
+
+    def jvp(q, tangents, k, l2, x, *hints):
+        dk, dl, dx = tangents[:3]
+        with on_cpu():
+            parts = [] if dx is None else [dx]
+            parts += [] if dk is None else [-(dk + _t(dk)) @ q / 2]
+            parts += [] if dl is None else [-dl * q]
+            return gram_normal(k, l2, sum(parts[1:], parts[0]), Inverse(Factor(*hints), route))
+
+    return attach(vjp, jvp, (2, 2, 2, *_cores(route), 2))
+
+
+def _wide(x):
+    with on_cpu():
+        return x.astype(mx.float64)
+
+
+def _sum_to(x, w):
+    """Sum over the targets, and over the rows where one weight serves all."""
+    x = mx.sum(x, axis=-1)
+    return mx.sum(x, axis=-1, keepdims=True) if w.shape[-1] == 1 else x
+
+
+_GRAM_RULES = {route: _build_gram(route) for route in ("shared", "feature")}
+_RULES = {route: _build(route) for route in ("shared", "feature", "dual")}
