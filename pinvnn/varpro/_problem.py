@@ -1,0 +1,86 @@
+"""A separable problem as the solver sees it: points with a projected residual, and their derivatives."""
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from . import _data as data
+from ._basis import Basis, to_numpy
+from ._residual import Derivatives, Projection, differentiate, project
+
+
+class Separated(NamedTuple):
+    """A point of the solver: flat ``x`` (p,), flat residual ``f``, basis ``phi`` (m, n) and ``projection``.
+
+    Where the basis is not finite, ``f`` is infinite and ``projection`` None.
+    """
+
+    x: np.ndarray
+    f: np.ndarray
+    phi: np.ndarray
+    projection: Projection | None
+
+
+class Problem:
+    """min over alpha, c of sum w (y - Phi(alpha) c)^2 + sum l2 c^2, without c. A call evaluates the basis once."""
+
+    def __init__(self, basis: Basis, y: mx.array, weights: Any, full: bool):
+        self.basis, self.full, self.shape = basis, full, y.shape
+        self.y = data.right_hand_sides(y)
+        weights = data.row_weights(weights, len(y))
+        self.root = None if weights is None else np.sqrt(weights)[:, None]
+        self.rows = len(y) if weights is None else int(np.count_nonzero(weights))
+        self.b = self.weighted(self.y)
+        self.penalty: np.ndarray | None = None
+        self.dtype = basis.dtype
+        self._last: tuple[Separated, Derivatives] | None = None
+
+    def start(self, l2: Any) -> Separated:
+        """The starting point, after the checks that need the basis there."""
+        x = data.finite("alpha", self.basis.start)
+        phi = self.basis(x)
+        data.check_basis(phi, len(self.y))
+        n, k = phi.shape[1], self.y.shape[1]
+        self.dtype = phi.dtype
+        self.penalty = data.penalty_roots(l2, (n, *self.shape[1:]))
+        if self.penalty is None and self.rows * k < n * k + x.size:
+            raise ValueError(
+                f"{data.NAME} the data must not be fewer than the parameters, but got {self.rows * k} (of positive "
+                f"weight) for {n * k} linear and {x.size} nonlinear parameters. Use a smaller basis, or l2."
+            )
+        point = self._separate(x, phi)
+        if point.projection is None:
+            raise ValueError(f"{data.NAME} basis must be finite at the start, but got NaN or Inf. Start elsewhere.")
+        if self.rank(point) == 0:
+            raise ValueError(f"{data.NAME} basis must not be zero at the start, but got rank 0. Start elsewhere.")
+        return point
+
+    def __call__(self, x: np.ndarray) -> Separated:
+        if self.basis.dtype == mx.float32:
+            x = x.astype(np.float32).astype(np.float64)  # As the basis will see it.
+        return self._separate(x, self.basis(x))
+
+    def derivatives(self, point: Separated) -> Derivatives:
+        """Of the projection at ``point``. The last ones are kept."""
+        assert point.projection is not None
+        if self._last is None or self._last[0] is not point:
+            tangents = map(self.weighted, self.basis.tangents(point.x, point.phi.size))
+            self._last = point, differentiate(point.projection, tangents, point.x.size, self.full)
+        return self._last[1]
+
+    def rank(self, point: Separated) -> int:
+        """Rank of the weighted basis, the penalty left out."""
+        if self.penalty is None and point.projection is not None:
+            return point.projection.rank
+        return project(self.weighted(point.phi), self.b, None, self.dtype).rank
+
+    def weighted(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.root is None else self.root * rows
+
+    def _separate(self, x: np.ndarray, phi: mx.array) -> Separated:
+        values = to_numpy(phi)
+        if not np.isfinite(values).all():
+            return Separated(x, np.full(1, np.inf), values, None)
+        projection = project(self.weighted(values), self.b, self.penalty, self.dtype)
+        return Separated(x, projection.residual.ravel(), values, projection)

@@ -1,0 +1,216 @@
+"""Levenberg and Marquardt's method in a scaled trust region, with bounds and a secant term.
+
+Minimises F(x) = ||f(x)||^2 / 2 for lower <= x <= upper. A step minimises a quadratic model (`_model.py`) over the ball
+||D p|| <= radius and the box; D holds the largest column norms of J so far, so that the path does not depend on the
+units of x (Moré 1978, doi 10.1007/BFb0067700). A step is judged by the decrease that it brings over the one foretold; a
+trial point where f is not finite brings none, and the ball shrinks.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ._model import Model
+
+
+class Point(Protocol):
+    """What a problem returns for a point: f (M,) at x (p,), not finite where the point is of no use."""
+
+    @property
+    def x(self) -> np.ndarray: ...
+
+    @property
+    def f(self) -> np.ndarray: ...
+
+
+class Step(NamedTuple):
+    """One trial step, as the solver's callback sees it.
+
+    Attributes:
+        step: 1, 2, ...
+        objective: the objective ||f||^2 after the step.
+        trial: the objective at the trial point; inf where f is not finite there.
+        accepted: whether the trial point was taken.
+        length: the length of the trial step relative to x, in the scaled norm.
+        point: the point after the step.
+    """
+
+    step: int
+    objective: float
+    trial: float
+    accepted: bool
+    length: float
+    point: Any
+
+
+class Outcome(NamedTuple):
+    """The last point accepted, the trial steps it took, whether it is a minimum, and why the iteration ended."""
+
+    point: Any
+    steps: int
+    converged: bool
+    reason: str
+
+
+REASONS = {
+    "step": (True, "the last step is below tol"),
+    "gradient": (True, "the residual is orthogonal to its derivatives, to tol"),
+    "exact": (True, "the residual is zero to rounding"),
+    "rounding": (True, "the objective has no decrease left that rounding does not hide"),
+    "bounds": (True, "every parameter is held by a bound"),
+    "flat": (False, "the residual does not depend on alpha here; start elsewhere"),
+    "derivative": (False, "the derivative of the basis is not finite here"),
+    "not finite": (False, "the basis is not finite at any trial point near the last one"),
+    "stalled": (False, "no step brings the decrease that the derivative foretells; is the basis smooth?"),
+    "max_steps": (False, "the steps ran out"),
+    "stopped": (False, "the callback asked for it"),
+}
+"""Why an iteration ends: whether that is a minimum, and what it means."""
+
+
+SECANT_LIMIT = 300
+"""Parameters up to which the second-order term, one eigendecomposition for each step, is worth its time."""
+
+
+class Search:
+    """One minimisation.
+
+    Args:
+        evaluate: x (p,) -> point.
+        jacobian: point -> J (M, p), called once for each accepted point but perhaps the last.
+        lower, upper: bounds (p,); equal ones hold a variable.
+        scale: a norm of the data, against which the rounding of f is measured.
+        eps: relative rounding of f.
+        tol: tolerance of the relative step, and of the cosine between f and the columns of J.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[np.ndarray], Any],
+        jacobian: Callable[[Any], np.ndarray],
+        lower: np.ndarray,
+        upper: np.ndarray,
+        *,
+        scale: float,
+        eps: float,
+        tol: float,
+    ):
+        self.evaluate, self.jacobian = evaluate, jacobian
+        self.lower, self.upper = lower, upper
+        self.scale, self.eps, self.tol = scale, eps, tol
+        self.j = self.gradient = np.zeros(0)
+        self.s: np.ndarray | None = None
+        self.d = np.zeros(lower.size)
+        self.radius = self.previous = np.inf
+        self.secant = False
+
+    def run(self, start: Point, max_steps: int, callback: Callable[[Step], object] | None = None) -> Outcome:
+        """Minimise from ``start``, where f is finite, in at most ``max_steps`` trial steps; a true callback ends it."""
+        self.point = start
+        word = self._linearise(None)
+        steps = 0
+        while not word and steps < max_steps:
+            steps += 1
+            before = self.point
+            step, word = self._step(steps)
+            if callback is not None and callback(step):
+                word = word or "stopped"
+            if step.accepted and not word:
+                word = self._linearise(before)
+        word = word or "max_steps"
+        converged, meaning = REASONS[word]
+        return Outcome(self.point, steps, converged, f"{word}: {meaning}")
+
+    def _linearise(self, before: Any) -> str:
+        """New models at the current point; a word of REASONS if it is the last."""
+        x, f = self.point.x, self.point.f
+        self.norm = float(np.linalg.norm(f))
+        if self.norm <= 4 * self.eps * self.scale:
+            return "exact"
+        j = self.jacobian(self.point)
+        if not np.isfinite(j).all():
+            return "derivative"
+        columns = np.linalg.norm(j, axis=0)
+        q, r = np.linalg.qr(j)
+        qtf = q.T @ f
+        g = r.T @ qtf
+        if before is not None and x.size <= SECANT_LIMIT:
+            self._update_secant(x - before.x, g, g - self.gradient, self.j.T @ f)
+        self.j, self.gradient, self.d = j, g, np.maximum(self.d, columns)
+        self.weight = np.where(self.d > 0, self.d, 1.0)
+        self.gauss_newton = Model(r / self.weight, qtf)
+        self.free = (self.lower < self.upper) & ~((x <= self.lower) & (g >= 0)) & ~((x >= self.upper) & (g <= 0))
+        if not np.isfinite(self.radius):
+            self.radius = float(np.linalg.norm(self.weight * x)) or float(np.linalg.norm(self.weight))
+        moving = columns[self.free]
+        if not moving.any():
+            return "bounds" if columns.any() else "flat"
+        cosines = np.abs(g[self.free]) / np.where(moving > 0, moving * self.norm, 1.0)
+        return "gradient" if cosines.max() <= self.tol else ""
+
+    def _update_secant(self, step: np.ndarray, g: np.ndarray, change: np.ndarray, mixed: np.ndarray) -> None:
+        """Dennis, Gay and Welsch's update: the S nearest to the sized old one with S step = (J - J_before)^T f."""
+        s = np.zeros((step.size, step.size)) if self.s is None else self.s
+        target = g - mixed
+        curvature, old = float(change @ step), float(step @ s @ step)
+        if curvature <= 0:
+            self.s, self.secant = None, False
+            return
+        s = s * (min(1.0, abs(float(target @ step) / old)) if old else 1.0)
+        miss = target - s @ step
+        twice = np.outer(miss, change) / curvature
+        self.s = s + twice + twice.T - float(miss @ step) * np.outer(change, change) / curvature**2
+
+    def _step(self, number: int) -> tuple[Step, str]:
+        """One trial step from the current point, and a word of REASONS if it is the last."""
+        x, weight = self.point.x, self.weight
+        model, other = self.gauss_newton, None
+        if self.s is not None:
+            other = Model(model.r, model.qtf, self.s / np.outer(weight, weight))
+            if self.secant and other.is_convex(self.free):
+                model, other = other, model
+        # Below `noise` the objective cannot tell two points apart. The steps still can, as long as they shrink.
+        noise = 10 * self.eps * self.norm * (self.norm + self.scale)
+        box = (self.lower - x) * weight, (self.upper - x) * weight
+        move, _ = model.minimum(*box, self.free, np.inf)
+        blind, limited = model.decrease(move) <= noise, False
+        if not blind:
+            move, limited = model.minimum(*box, self.free, self.radius)
+        trial = self.evaluate(np.clip(x + move / weight, self.lower, self.upper))
+        move = (trial.x - x) * weight
+        length, size = float(np.linalg.norm(move)), float(np.linalg.norm(weight * x))
+
+        foretold = model.decrease(move)
+        finite = bool(np.isfinite(trial.f).all())
+        decrease = 0.5 * (self.norm**2 - float(trial.f @ trial.f)) if finite else -np.inf
+        if blind:
+            accepted = decrease >= -noise and length < self.previous
+        else:
+            ratio = decrease / foretold if foretold > 0 else -np.inf
+            accepted = ratio > 1e-4
+            self._resize(ratio, length, finite)
+            if other is not None:
+                closer = abs(model.decrease(move) - decrease) <= abs(other.decrease(move) - decrease)
+                self.secant = accepted and closer == (model.s is not None)
+        self.previous = length if accepted and not limited else np.inf
+        objective = self.norm**2 - 2 * decrease
+        if accepted:
+            self.point = trial
+        best = objective if accepted else self.norm**2
+        step = Step(number, best, objective, accepted, length / (size or 1.0), self.point)
+
+        if not limited and (accepted or blind) and length <= self.tol * size:
+            return step, "step"
+        if blind and not accepted:
+            return step, "rounding"
+        if not accepted and self.radius <= self.eps * size:
+            return step, "stalled" if finite else "not finite"
+        return step, ""
+
+    def _resize(self, ratio: float, length: float, finite: bool) -> None:
+        """The next radius, from the ratio of the real decrease to the one foretold."""
+        if ratio > 0.75:
+            self.radius = max(self.radius, 2 * length)
+        elif not ratio > 0.25:
+            self.radius = (0.25 if finite else 0.1) * min(self.radius, length or self.radius)
