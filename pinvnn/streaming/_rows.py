@@ -1,0 +1,55 @@
+"""Rows (x, y) of weights w as arguments: shapes and dtypes, and in eager calls the values too."""
+
+import mlx.core as mx
+
+from .._checks import array, fail
+from .._place import on_cpu
+
+Rows = tuple[mx.array, mx.array, mx.array | None]
+
+
+def check_rows(name: str, x, y, weights=None, dims: tuple[int, int] | None = None) -> Rows:
+    """``x``, ``y`` and ``weights`` as arrays, if they are rows that belong together (with features ``dims``)."""
+    x, y = _real(name, "x", x, 1), _real(name, "y", y, 1)
+    hint = "A single target has a dimension of its own too: y[:, None]."
+    if dims is not None and x.shape[-1] != dims[0]:
+        fail(name, f"x must have {dims[0]} features (input_dims)", f"shape {x.shape}", "The last dimension is that.")
+    if dims is not None and y.shape[-1] != dims[1]:
+        fail(name, f"y must have {dims[1]} targets (output_dims)", f"shape {y.shape}", hint)
+    if x.shape[:-1] != y.shape[:-1]:
+        fail(name, "x and y must have the same rows", f"shapes {x.shape} and {y.shape}", hint)
+    if weights is not None:
+        weights = _real(name, "weights", weights, 0)
+        if weights.shape != x.shape[:-1]:
+            rule = f"weights must have one entry for each row, shape {x.shape[:-1]}"
+            fail(name, rule, f"shape {weights.shape}", "Broadcast them first.")
+    return x, y, weights
+
+
+def _real(name, label, x, ndim) -> mx.array:
+    x = array(name, label, x, ndim)
+    if x.dtype == mx.complex64:
+        fail(name, f"{label} must be real", "complex64", "Pass real and imaginary parts as features.", TypeError)
+    return x
+
+
+def check_weights(name: str, weights: mx.array) -> None:
+    """Raise at a weight that is negative or not finite."""
+    with on_cpu():
+        good = (weights >= 0) & mx.isfinite(weights)
+        _refuse(name, "weights must be non-negative and finite", weights[..., None], good[..., None])
+
+
+def refuse_values(name: str, x: mx.array, y: mx.array) -> None:
+    """Raise for rows whose moments are not finite, naming the first value at fault."""
+    with on_cpu():
+        for label, rows in [("x", x), ("y", y)]:
+            _refuse(name, f"{label} must be finite", rows, mx.isfinite(rows))
+    fail(name, "squares must stay below the largest float64", "an overflow", "Scale the rows down.")
+
+
+def _refuse(name, rule, values, good):
+    if not mx.all(good).item():
+        first = int(mx.argmin(good.reshape(-1)).item())  # type: ignore[arg-type]
+        got = f"{values.reshape(-1)[first].item()} in row {first // values.shape[-1]}"
+        fail(name, rule, got, "Leave such rows out.")
