@@ -40,6 +40,8 @@ def _to_front(args, axes, cores):
 def attach(vjp, jvp, cores):
     """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
 
+    The value is a constant: nothing flows back through its computation.
+
     Args:
         vjp: ``vjp(out, bar, *args)`` returns the cotangents of the first args; the rest (the hints) get none. ``out``
             is the attached value, so that the rule may be differentiated again.
@@ -70,7 +72,9 @@ def attach(vjp, jvp, cores):
             value = mx.broadcast_to(value, (size, *value.shape[1:]))
         return f(*args, value), 0
 
-    return f
+    # The value is stopped here, once, and not what it is computed from: MLX 0.32's compile fails ("_Map_base::at") on
+    # an element-wise result of which several stopped copies are in use.
+    return lambda *args: f(*args[:-1], mx.stop_gradient(args[-1]))
 
 
 def _pad(bars, args):

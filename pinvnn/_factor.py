@@ -1,4 +1,4 @@
-"""Factorizations, forward only: every array that leaves this file is a constant for differentiation.
+"""Factorizations, forward only: the factors that leave this file are constants for differentiation.
 
 What the rules need of a matrix A (m x n) is the eigen-decomposition of its Gram matrix, A^H A = V diag(s^2) V^H: n x n and
 in float64, however tall A is. float32 and complex64 input gets it from a Gram matrix accumulated in float64 over row
@@ -152,7 +152,6 @@ def _power_of_two(x):
 def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
     """:class:`Factor` of a stacked float64 Gram matrix ``(..., n or 2n, n)`` of a matrix of ``shape`` (m, n)."""
     with on_cpu():
-        gram = mx.stop_gradient(gram)
         copies = gram.shape[-2] // gram.shape[-1]
         if copies == 2:
             re, im = mx.split(gram, 2, axis=-2)
@@ -190,10 +189,8 @@ def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
         The :class:`Factor`, and for the method "qr" the left singular vectors ``(..., m, n)`` in float64 (else None).
     """
     shape, entries = a.shape[-2:], entries or a.dtype
-    a = mx.stop_gradient(a)
     with on_cpu():
         if w is not None:
-            w = mx.stop_gradient(w)
             w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
         rtol, atol = (None if t is None else _tolerance(t) for t in (rtol, atol))
         if (method or ("qr" if entries == mx.float64 else "gram")) == "gram":
@@ -205,8 +202,8 @@ def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
 
 
 def _tolerance(t):
-    """A number or an array over the batch, as a constant in float64; negative or NaN tolerances cut nothing wrongly."""
-    return mx.stop_gradient(mx.array(t).astype(mx.float64))
+    """A number or an array over the batch, in float64."""
+    return mx.array(t).astype(mx.float64)
 
 
 def _qr_factor(a, dtype, rtol, atol):

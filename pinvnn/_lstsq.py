@@ -92,18 +92,13 @@ def _solve(a, b, w, rtol, atol, method, whole):
     if b.shape[-1] == 0:
         x = mx.zeros((*whole, n, 0), a.dtype)
     elif flat is not a:
-        x = attach_adjoint(flat, b, *f, adjoint_value(*map(mx.stop_gradient, (flat, b)), f, left))
+        x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
     elif w is None:
-        x = attach_solve(a, b, *f, _constant_solution(a, b, None, f, left))
+        x = attach_solve(a, b, *f, unstack(solve_value(a, b, None, f, left), a.dtype))
     else:
         w = mx.broadcast_to(w, (*a.shape[:-2], m))
-        x = attach_weighted_solve(a, b, w, *f, _constant_solution(a, b, w, f, left))
+        x = attach_weighted_solve(a, b, w, *f, unstack(solve_value(a, b, w, f, left), a.dtype))
     return x, rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
-
-
-def _constant_solution(a, b, w, f: Factor, left):
-    a, b, w = (None if x is None else mx.stop_gradient(x) for x in (a, b, w))
-    return unstack(solve_value(a, b, w, f, left), a.dtype)
 
 
 def _singular_values(a, w, f: Factor):

@@ -66,7 +66,7 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
 
 def _tall_pinv(a, rtol, atol, method):
     f, left = factor(a, None, rtol, atol, method)
-    return attach_pinv(a, *f, pinv_value(mx.stop_gradient(a), f, left))
+    return attach_pinv(a, *f, pinv_value(a, f, left))
 
 
 def matrix_rank(a, *, rtol=None, atol=None, hermitian=False):

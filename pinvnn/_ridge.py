@@ -119,9 +119,8 @@ def _real_ridge(a, b, l2, w, route):
 
 def _solve(a, b, l2, w, route, entries):
     """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
-    constants = [None if x is None else mx.stop_gradient(x) for x in (a, b, w, l2)]
-    inverse, left = _inverse(constants[0], constants[2], constants[3], route, entries)
-    value = solution(inverse, *constants, left)
+    inverse, left = _inverse(a, w, l2, route, entries)
+    value = solution(inverse, a, b, w, l2, left)
     with on_cpu():
         value = value.astype(a.dtype)
     ones = mx.ones((1,), a.dtype) if w is None else w
@@ -175,7 +174,8 @@ def _judge(f: Factor, l2):
     """
     noise = 4 * f.s.shape[-1] * eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
     penalized = (mx.min(l2, axis=-2) > noise)[..., None]
-    return f._replace(kept=mx.where(penalized, f.s > 0, f.kept > 0).astype(mx.float64))
+    kept = mx.where(penalized, f.s > 0, f.kept > 0).astype(mx.float64)
+    return f._replace(kept=mx.stop_gradient(kept))
 
 
 def normal_ridge(gram, rhs, l2):
@@ -196,9 +196,9 @@ def normal_ridge(gram, rhs, l2):
             return mx.zeros(rhs.shape, rhs.dtype)
         k, x = gram.astype(mx.float64), rhs.astype(mx.float64)
         l2 = _two_dimensional(l2)
-        stopped, entries = mx.stop_gradient(k), gram.dtype
+        entries = gram.dtype
         if l2.shape[-2] > 1:
-            inverse = _feature_gram_inverse(stopped, mx.stop_gradient(l2), entries, n)
+            inverse = _feature_gram_inverse(k, l2, entries, n)
         else:
-            inverse = Inverse(gram_factor(stopped, entries, (n, n), (n * eps(entries)) ** 0.5), "shared")
+            inverse = Inverse(gram_factor(k, entries, (n, n), (n * eps(entries)) ** 0.5), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

@@ -100,9 +100,7 @@ def _narrow(x, dtype):
 def normal(a, w, l2, x, inverse: Inverse):
     """``R x`` with its derivatives; ``x`` and the result are float64."""
     with on_cpu():
-        hints = [mx.stop_gradient(i) for i in inverse.f]
-        value = apply(Inverse(Factor(*hints), inverse.route), *(mx.stop_gradient(i) for i in (a, w, l2, x)))
-        return _RULES[inverse.route][0](a, w, l2, x, *hints, value)
+        return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, a, w, l2, x))
 
 
 def attach_ridge(a, b, w, l2, inverse: Inverse, value):
@@ -177,9 +175,7 @@ def _cores(route):
 def gram_normal(k, l2, x, inverse: Inverse):
     """``(K + L)^-1 x`` as a function of K itself, for statistics that were accumulated elsewhere; all float64."""
     with on_cpu():
-        hints = [mx.stop_gradient(i) for i in inverse.f]
-        value = apply(Inverse(Factor(*hints), inverse.route), mx.stop_gradient(k), None, *map(mx.stop_gradient, (l2, x)))
-        return _GRAM_RULES[inverse.route](k, l2, x, *hints, value)
+        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, k, None, l2, x))
 
 
 def _build_gram(route):

@@ -104,9 +104,9 @@ def _pinv_vjp(p, g, a, *hints):
     f = Factor(*hints)
     k = gram(a, None, f)
     with large(a.dtype):
-        t, ga = g @ h(p), g @ a
+        t, ga = g @ h(p), (g * _scale(f, a.dtype)) @ a
     with on_cpu():
-        m = pull_back(k, embed(t), embed(ga) * f.r * f.r, f)
+        m = pull_back(k, embed(t), embed(ga) * f.r, f)
         b = inverse(k, mx.broadcast_to(mx.eye(m.shape[-1], dtype=mx.float64), m.shape), f)
         b, m = unembed(b * f.r, a.dtype), unembed(m * f.r, a.dtype)
     with large(a.dtype):
@@ -140,9 +140,9 @@ def _solve_bars(x, bar, a, b, w, f: Factor):
     # sqrt(w) never enters, so that the gradient at weight 0 is finite and exact.
     k = gram(a, w, f)
     with large(a.dtype):
-        right = h(a) @ _weigh(w, b)
+        right = h(a) @ _weigh(w, b * _scale(f, a.dtype))
     with on_cpu():
-        t, g = embed(bar) @ _t(embed(x)), embed(bar) @ _t(embed(right)) * f.r * f.r
+        t, g = embed(bar) @ _t(embed(x)), embed(bar) @ _t(embed(right)) * f.r
         m = unembed(pull_back(k, t, g, f) * f.r, a.dtype)
         z = unstack(inverse(k, stack(bar), f) * f.r, a.dtype)
     with large(a.dtype):

@@ -30,9 +30,7 @@ def _t(x):
 def inverse(k, x, f: Factor):
     """``B x`` for ``x`` (..., n, j)."""
     with on_cpu():
-        hints = [mx.stop_gradient(i) for i in f]
-        value = spectral(Factor(*hints), reciprocal(f, 2), mx.stop_gradient(x))
-        return _inverse(k, x, *hints, value)
+        return _inverse(k, x, *f, spectral(f, reciprocal(f, 2), x))
 
 
 def split(k, x, f: Factor):
@@ -43,7 +41,7 @@ def split(k, x, f: Factor):
         pair = on * off > 0
         # (s - t)(s + t), not s^2 - t^2: the difference of two close values keeps its digits.
         weight = mx.where(pair, 1 / mx.where(pair, (s - t) * (s + t), mx.ones_like(pair)), mx.zeros_like(on))
-        value = f.v @ (weight * (_t(f.v) @ mx.stop_gradient(x) @ f.v)) @ _t(f.v)
+        value = f.v @ (weight * (_t(f.v) @ x @ f.v)) @ _t(f.v)
         return _split(k, x, *f, value)
 
 
