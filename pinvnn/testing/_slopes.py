@@ -1,0 +1,168 @@
+"""Each derivative of a function of arrays beside its finite difference, as groups for the verdict."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ._differences import Differences, Slope
+from ._lifts import jvp_of, vjp_of
+from ._trees import inexact, random_like, to_numpy
+from ._verdict import Group, Tolerance
+
+MAX_ENTRIES = 64  # of one input that are moved one by one; of a larger one, a random choice and a random direction
+
+
+class Problem(NamedTuple):
+    """A function at a point. ``names`` are those of ``args``, ``output_names`` those of the inexact outputs."""
+
+    title: str
+    call: Callable
+    args: list[mx.array]
+    names: list[str]
+    output_names: list[str]
+
+    def outputs(self, args) -> list[mx.array]:
+        """The outputs that have derivatives."""
+        return [out for out in self.call(*args) if inexact(out)]
+
+    def inputs(self) -> list[int]:
+        """Places of the arguments that have derivatives."""
+        return [i for i, a in enumerate(self.args) if inexact(a)]
+
+    def along(self, ts, directions: dict[int, np.ndarray]) -> list[list[np.ndarray]]:
+        """The outputs at args + t * directions for every t, evaluated together."""
+        base = {i: to_numpy(self.args[i]) for i in directions}
+        rows = []
+        for t in ts:
+            args = list(self.args)
+            for i, direction in directions.items():
+                args[i] = mx.array(base[i] + t * direction, dtype=args[i].dtype)
+            rows.append(self.outputs(args))
+        mx.eval(rows)
+        return [[to_numpy(out) for out in row] for row in rows]
+
+    def lifted(self, mode: str, rng: np.random.Generator) -> "Problem":
+        """The derivative as a function at a point: of the arguments and of the cotangents or tangents."""
+        moved = [self.names[i] for i in self.inputs()]
+        if mode == "vjp":
+            lift, extra, gives = vjp_of, self.outputs(self.args), [f"gradient of {name}" for name in moved]
+            names = [f"cotangent of {name}" for name in self.output_names]
+        else:
+            lift, extra, gives = jvp_of, [self.args[i] for i in self.inputs()], self.output_names
+            names = [f"tangent of {name}" for name in moved]
+        extra = [random_like(x, rng) for x in extra]
+        call = lift(self.call, len(self.args))
+        return Problem(f"{mode} of {self.title}", call, [*self.args, *extra], [*self.names, *names], gives)
+
+
+def size_of(x: np.ndarray) -> float:
+    """A power of two near the largest entry, 1 if there is none: steps are measured in it."""
+    largest = float(np.max(np.abs(x), initial=0.0))
+    return 2.0 ** np.round(np.log2(largest)) if largest > 0 else 1.0
+
+
+def sizes_of(x: np.ndarray) -> np.ndarray:
+    """The same for each entry: its own where it is far smaller than the largest, for it may need smaller steps."""
+    own, size = np.abs(x), size_of(x)
+    small = (own > 0) & (own < size * 2.0**-10)
+    return np.where(small, 2.0 ** np.round(np.log2(own, where=small, out=np.zeros_like(own))), size)
+
+
+def _each_and_all(count: int) -> list[list[int]]:
+    """[[0], [1], ..., [0, 1, ...]]: a rule may be wrong for one part, or for parts together."""
+    return [*([i] for i in range(count)), *([list(range(count))] if count > 1 else [])]
+
+
+def _only(parts: list[mx.array], chosen: list[int]) -> list[mx.array]:
+    return [part if i in chosen else mx.zeros_like(part) for i, part in enumerate(parts)]
+
+
+def _inner(x: np.ndarray, y: np.ndarray) -> float:
+    """<x, y> over the reals."""
+    return float(np.real(np.sum(np.conj(x) * y)))
+
+
+def _moves(x: np.ndarray, rng) -> Iterator[tuple[str, np.ndarray, list[float]]]:
+    """(label, direction, sizes of a step) of the lines along which an input is moved."""
+    entries = list(np.ndindex(x.shape))
+    size, own = size_of(x), sizes_of(x)
+    units = ((1.0, ""), (1j, ", imaginary part"))[: 1 + np.iscomplexobj(x)]
+    if len(entries) > MAX_ENTRIES:
+        chosen = sorted(rng.choice(len(entries), MAX_ENTRIES, replace=False))
+        direction = sum(unit * rng.normal(size=x.shape) for unit, _ in units) / np.sqrt(x.size)
+        yield "a random direction", direction, [size]
+        entries = [entries[i] for i in chosen]
+    for index in entries:
+        for unit, part in units:
+            direction = np.zeros(x.shape, x.dtype)
+            direction[index] = unit
+            yield f"index {index}{part}", direction, sorted({size, own[index]}, reverse=True)
+
+
+def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Group]:
+    """Gradients of random combinations of the outputs, with respect to each entry of each input."""
+    outputs = problem.outputs(problem.args)
+    cotangents = [random_like(out, rng) for out in outputs]
+    weights = [to_numpy(w) for w in cotangents]
+    chosen = _each_and_all(len(outputs))
+    vjp = vjp_of(problem.call, len(problem.args))
+    gradients = [vjp(*problem.args, *_only(cotangents, some)) for some in chosen]
+    terms = [_inner(np.abs(w), np.abs(to_numpy(out))) for w, out in zip(weights, outputs, strict=True)]
+    sums = np.array([sum(terms[j] for j in some) for some in chosen])
+    differences = Differences(eps)
+
+    def line(ts, i, direction):
+        rows = problem.along(ts, {i: direction})
+        parts = np.array([[_inner(w, out) for w, out in zip(weights, row, strict=True)] for row in rows])
+        return np.stack([parts[:, some].sum(1) for some in chosen], axis=1)
+
+    for place, i in enumerate(problem.inputs()):
+        x, g = to_numpy(problem.args[i]), [to_numpy(parts[place]) for parts in gradients]
+        floors = tolerance.floor(sums / size_of(x))
+        enough = tolerance.enough(np.array([np.max(np.abs(part), initial=0.0) for part in g]), floors)
+        labels, expected, slopes = [], [], []
+        for label, direction, sizes in _moves(x, rng):
+            labels.append(label)
+            expected.append(np.array([_inner(part, direction) for part in g]))
+            slopes.append(differences.slope(partial(line, i=i, direction=direction), sizes, expected[-1], enough))
+        if labels:
+            for c, some in enumerate(chosen):
+                slope = Slope(*(np.array([part[c] for part in parts]) for parts in zip(*slopes, strict=True)))
+                of = "for " + _listed(problem.output_names, some)
+                yield Group(problem.names[i], of, labels, np.array(expected)[:, c], slope, floors[c])
+
+
+def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Group]:
+    """Derivatives of each entry of each output, along random directions in the inputs."""
+    outputs = [to_numpy(out) for out in problem.outputs(problem.args)]
+    inputs = problem.inputs()
+    primals = [problem.args[i] for i in inputs]
+    tangents = [random_like(x, rng) * mx.array(sizes_of(to_numpy(x)), dtype=x.dtype) for x in primals]
+    jvp = jvp_of(problem.call, len(problem.args))
+    differences = Differences(eps)
+    cuts = np.cumsum([out.size for out in outputs])[:-1]
+    floors = [float(tolerance.floor(np.max(np.abs(out), initial=0.0))) for out in outputs]
+
+    def line(ts, directions):
+        return np.array([np.concatenate([out.ravel() for out in row]) for row in problem.along(ts, directions)])
+
+    for some in _each_and_all(len(inputs)):
+        expected = [to_numpy(out).ravel() for out in jvp(*problem.args, *_only(tangents, some))]
+        largest = [np.max(np.abs(part), initial=0.0) for part in expected]
+        enough = [np.full(e.size, tolerance.enough(x, f)) for e, x, f in zip(expected, largest, floors, strict=True)]
+        directions = {inputs[j]: to_numpy(tangents[j]) for j in some}
+        slope = differences.slope(
+            partial(line, directions=directions), [1.0], np.concatenate(expected), np.concatenate(enough)
+        )
+        parts = zip(*(np.split(part, cuts) for part in slope), strict=True)
+        along = "along " + _listed([problem.names[i] for i in inputs], some)
+        for name, out, part, one, floor in zip(problem.output_names, outputs, expected, parts, floors, strict=True):
+            labels = [f"index {index}" for index in np.ndindex(out.shape)]
+            yield Group(name, along, labels, part, Slope(*one), floor)
+
+
+def _listed(names: list[str], chosen: list[int]) -> str:
+    return ", ".join(names[j] for j in chosen)

@@ -1,0 +1,128 @@
+"""Derivatives and finite differences side by side: which are wrong, which cannot be told, and how to say so."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ._differences import Slope
+
+
+class Precision(NamedTuple):
+    """What can be asked of a dtype, relative to the largest derivative of an input (or output, for jvp).
+
+    Attributes:
+        rtol: Allowed error where the function is smooth and free of noise.
+        loosest: Allowed error, at most, where it is not; beyond that there is no verdict.
+        floor: A derivative below this part of |fn| / |input| counts as zero, being rounding.
+    """
+
+    rtol: float
+    loosest: float
+    floor: float
+
+
+DOUBLE = Precision(1e-6, 1e-3, 1e-9)
+COMPLEX = Precision(2e-3, 2e-2, 1e-4)
+
+
+def precision_of(arrays: list[mx.array]) -> Precision:
+    """COMPLEX if any of the arrays is, for MLX has no complex128."""
+    return COMPLEX if any(a.dtype == mx.complex64 for a in arrays) else DOUBLE
+
+
+class Tolerance(NamedTuple):
+    """The user's rtol and atol, where given, over what a precision allows."""
+
+    precision: Precision
+    rtol: float | None
+    atol: float | None
+
+    def floor(self, size):
+        """Absolute error allowed where derivatives of this size would be large."""
+        return self.precision.floor * size if self.atol is None else self.atol + 0 * size
+
+    def enough(self, scale, floor):
+        """Error of finite differences at which no better step need be looked for."""
+        return floor + (self.rtol or self.precision.rtol) * scale
+
+    def allowed(self, scale: float, error: np.ndarray, floor: float) -> np.ndarray:
+        """Allowed difference, given the estimated error of the finite differences."""
+        if self.rtol is not None:
+            return np.full(error.shape, floor + self.rtol * scale)
+        return floor + np.clip(10 * error, self.precision.rtol * scale, self.precision.loosest * scale)
+
+
+class Group(NamedTuple):
+    """Entries that are compared on one scale.
+
+    Attributes:
+        where: What the entries belong to, "inputs[0]".
+        of: What they are the derivative of, or along, "for outputs[1]".
+        labels: What each entry is called, "index (1, 2)".
+        analytic: The derivative under test.
+        slope: Finite differences.
+        floor: Allowed absolute difference.
+    """
+
+    where: str
+    of: str
+    labels: list[str]
+    analytic: np.ndarray
+    slope: Slope
+    floor: float
+
+
+class _Finding(NamedTuple):
+    group: Group
+    bad: np.ndarray  # which entries are off
+    worst: int
+    excess: float  # times the allowed difference
+    allowed: float
+    relative: float
+    certain: bool
+
+
+def _examine(group: Group, tolerance: Tolerance) -> _Finding:
+    numeric, error, _ = group.slope
+    sizes = np.abs(np.concatenate([group.analytic, numeric]))
+    scale = float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+    allowed = tolerance.allowed(scale, error, group.floor)
+    off = np.abs(group.analytic - numeric)
+    off[~np.isfinite(off)] = np.inf
+    # Where both are zero there is nothing to divide by, and nothing off.
+    excess = np.divide(off, allowed, out=np.where(off > 0, np.inf, 0.0), where=allowed > 0)
+    certain = ~np.isfinite(group.analytic) | (np.isfinite(error) & (off > 10 * error))
+    # A sure fault says more than a larger doubtful one.
+    worst = int(np.argmax(np.where(certain | ~np.any(certain & (excess > 1)), excess, 0.0)))
+    unit = max(scale, group.floor / tolerance.precision.rtol) or 1.0
+    return _Finding(
+        group, excess > 1, worst, excess[worst], allowed[worst] / unit, float(np.max(off) / unit), bool(certain[worst])
+    )
+
+
+def judge(title: str, groups: list[Group], tolerance: Tolerance, seed: int) -> float:
+    """The largest relative error of the groups; raises AssertionError with the worst entry if one is off."""
+    findings = [_examine(group, tolerance) for group in groups if group.labels]
+    bad = [finding for finding in findings if finding.excess > 1]
+    if bad:
+        raise AssertionError(_message(title, max(bad, key=lambda f: (f.certain, f.excess)), bad, findings, seed))
+    return max((finding.relative for finding in findings), default=0.0)
+
+
+def _message(title, worst: _Finding, bad, findings, seed) -> str:
+    group, i = worst.group, worst.worst
+    value, error, step = (part[i] for part in group.slope)
+    off, every = sum(int(f.bad.sum()) for f in bad), sum(f.bad.size for f in findings)
+    verdict = "is wrong, most" if worst.certain else "cannot be judged"
+    lines = [
+        f"[pinvnn.testing.gradcheck] {title} {verdict} at {group.where}, {group.labels[i]}, {group.of}:",
+        f"    analytic {group.analytic[i]: .12g}",
+        f"    numeric  {value: .12g}, good to {error:.1e} (step {step:.1e})",
+        f"    off by {worst.relative:.1e} of the largest derivative there, allowed {worst.allowed:.1e}",
+        f"    {off} of {every} entries are off, in {', '.join(dict.fromkeys(f.group.where for f in bad))}",
+        f"    replay with seed={seed}",
+    ]
+    if not worst.certain:
+        lines.append("    fn is too noisy or has a kink there: take other inputs, or pass rtol or eps.")
+    return "\n".join(lines)
