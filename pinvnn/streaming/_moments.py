@@ -76,19 +76,23 @@ def moments(x: mx.array, y: mx.array, weights: mx.array | None = None, *, bias: 
         ValueError: The shapes do not fit together.
     """
     x, y, weights = check_rows("moments", x, y, weights)
-    return reduce(merge_moments, block_moments(x, y, weights, bias), empty_moments(x.shape[-1], y.shape[-1]))
+    return reduce(merge_moments, block_moments(x, y, weights, bias))
 
 
 def block_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool) -> Iterator[Moments]:
     """Moments of one row block after the other; merged, they are those of all rows."""
     n, k = x.shape[-1], y.shape[-1]
     step = max(BLOCK // max(n + k, 1), n, 1)  # never fewer rows than columns: merging costs as much as n rows
+    m = prod(x.shape[:-1])
     with on_cpu():
-        m = prod(x.shape[:-1])
         x, y, w = x.reshape(m, n), y.reshape(m, k), None if weights is None else weights.reshape(m)
-        for i in range(0, m, step):
-            rows = slice(i, i + step)
-            yield _centred(x[rows], y[rows], None if w is None else w[rows], bias)
+    # No rows make one block as well: its moments depend on x like any others, and on a rank without rows the gradient
+    # then takes part in the reductions that the other ranks wait for.
+    for i in range(0, max(m, 1), step):
+        rows = slice(i, i + step)
+        with on_cpu():
+            block = _centred(x[rows], y[rows], None if w is None else w[rows], bias)
+        yield block
 
 
 def _centred(x, y, w, bias):

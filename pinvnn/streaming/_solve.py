@@ -59,7 +59,8 @@ def gcv_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.f
 
 
 def _penalty(name, m, l2):
-    l2 = _checks.penalty(name, l2, *m.xy.shape, False)
+    n, k = m.xy.shape
+    l2 = _checks.penalty(name, l2, n, k, False)
     if isinstance(l2, mx.array) and l2.ndim > 2:
         _checks.fail(name, "l2 must have at most 2 dimensions", f"shape {l2.shape}", "Solve for one penalty at a time.")
     return l2

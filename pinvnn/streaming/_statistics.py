@@ -1,5 +1,6 @@
 """Statistics of rows that were seen, and removed, piece by piece."""
 
+from functools import reduce
 from os import PathLike
 from typing import Any
 
@@ -210,8 +211,7 @@ class ReadoutStatistics:
         return {"input_dims": self.input_dims, "output_dims": self.output_dims, "bias": self.bias}
 
     def _become(self, state: Moments, dtype: mx.Dtype = mx.float32) -> "ReadoutStatistics":
-        mx.eval(state)  # Without this a graph of all updates would grow, and hold their rows.
-        self._moments = state
+        self._moments = _evaluated(state)
         if dtype == mx.float64:
             self.dtype = dtype
         return self
@@ -222,11 +222,16 @@ class ReadoutStatistics:
         x, y, weights = check_rows(name, x, y, weights, (self.input_dims, self.output_dims))
         if weights is not None:
             check_weights(name, weights)
-        batch = None
-        for block in block_moments(x, y, weights, self.bias):
-            batch = block if batch is None else merge_moments(batch, block)
-            mx.eval(batch)
-        batch = batch or empty_moments(self.input_dims, self.output_dims)
+        batch = reduce(_merged, map(_evaluated, block_moments(x, y, weights, self.bias)))
         if not finite(batch):  # The sums have seen every value, so looking at each one is only worth it now.
             refuse_values(name, x, y)
         return batch, working_dtype(x, y)
+
+
+def _evaluated(state: Moments) -> Moments:
+    mx.eval(state)  # Else a graph of all updates would grow, and hold their rows.
+    return state
+
+
+def _merged(a: Moments, b: Moments) -> Moments:
+    return _evaluated(merge_moments(a, b))

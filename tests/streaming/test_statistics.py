@@ -179,24 +179,25 @@ def test_an_update_holds_one_block_in_float64(monkeypatch):
     assert mx.get_peak_memory() - before < x.nbytes / 4  # a float64 copy takes twice x
 
 
-ARRAY = mx.zeros((4, 3))
-TARGET = mx.zeros((4, 2))
+X = mx.zeros((4, 3))
+Y = mx.zeros((4, 2))
+NAN_IN_ROW_2 = mx.where(mx.arange(12).reshape(4, 3) == 7, mx.nan, X)
 REFUSED = {
-    "features": ((mx.zeros((4, 5)), TARGET), ValueError, r"x must have 3 features \(input_dims\), but got shape \(4, 5\)"),
-    "targets": ((ARRAY, mx.zeros((4, 1))), ValueError, r"y must have 2 targets \(output_dims\), but got shape \(4, 1\)"),
-    "vector": ((ARRAY, mx.zeros((2,))), ValueError, r"the same rows, but got shapes \(4, 3\) and \(2,\).*y\[:, None\]"),
-    "rows": ((ARRAY, TARGET[:3]), ValueError, r"the same rows, but got shapes \(4, 3\) and \(3, 2\)"),
-    "scalar": ((mx.array(1.0), TARGET), ValueError, r"x must have at least 1 dimensions, but got shape \(\)"),
-    "string": (("abc", TARGET), TypeError, "x must be an array, but got str"),
-    "complex": ((ARRAY.astype(mx.complex64), TARGET), TypeError, "x must be real, but got complex64"),
-    "weights shape": ((ARRAY, TARGET, mx.ones((4, 1))), ValueError, r"weights .* shape \(4,\), but got shape \(4, 1\)"),
-    "weights type": ((ARRAY, TARGET, object()), TypeError, "weights must be an array, but got object"),
-    "negative": ((ARRAY, TARGET, mx.array([1.0, 0.0, -2.0, 1.0])), ValueError, "non-negative and finite, but got -2.0 in row 2"),
-    "nan weight": ((ARRAY, TARGET, mx.array([1.0, 0.0, 0.0, np.nan])), ValueError, "but got nan in row 3"),
-    "inf weight": ((ARRAY, TARGET, mx.array([np.inf, 0.0, 0.0, 0.0])), ValueError, "but got inf in row 0"),
-    "nan row": ((mx.where(mx.arange(12).reshape(4, 3) == 7, mx.nan, ARRAY), TARGET), ValueError, "x .* got nan in row 2"),
-    "inf row": ((ARRAY, TARGET + mx.array([0.0, mx.inf])), ValueError, "y must be finite, but got inf in row 0"),
-    "nan row of weight 0": ((ARRAY + mx.nan, TARGET, mx.zeros((4,))), ValueError, "x must be finite, but got nan in row 0"),
+    "features": ((mx.zeros((4, 5)), Y), ValueError, r"x must have 3 features \(input_dims\), but got shape \(4, 5\)"),
+    "targets": ((X, mx.zeros((4, 1))), ValueError, r"y must have 2 targets \(output_dims\), but got shape \(4, 1\)"),
+    "vector": ((X, mx.zeros((2,))), ValueError, r"the same rows, but got shapes \(4, 3\) and \(2,\).*y\[:, None\]"),
+    "rows": ((X, Y[:3]), ValueError, r"the same rows, but got shapes \(4, 3\) and \(3, 2\)"),
+    "scalar": ((mx.array(1.0), Y), ValueError, r"x must have at least 1 dimensions, but got shape \(\)"),
+    "string": (("abc", Y), TypeError, "x must be an array, but got str"),
+    "complex": ((X.astype(mx.complex64), Y), TypeError, "x must be real, but got complex64"),
+    "weights shape": ((X, Y, mx.ones((4, 1))), ValueError, r"weights .* shape \(4,\), but got shape \(4, 1\)"),
+    "weights type": ((X, Y, object()), TypeError, "weights must be an array, but got object"),
+    "negative": ((X, Y, mx.array([1.0, 0.0, -2.0, 1.0])), ValueError, "non-negative and finite, but got -2.0 in row 2"),
+    "nan weight": ((X, Y, mx.array([1.0, 0.0, 0.0, np.nan])), ValueError, "but got nan in row 3"),
+    "inf weight": ((X, Y, mx.array([np.inf, 0.0, 0.0, 0.0])), ValueError, "but got inf in row 0"),
+    "nan row": ((NAN_IN_ROW_2, Y), ValueError, "x must be finite, but got nan in row 2"),
+    "inf row": ((X, Y + mx.array([0.0, mx.inf])), ValueError, "y must be finite, but got inf in row 0"),
+    "nan row of weight 0": ((X + mx.nan, Y, mx.zeros((4,))), ValueError, "x must be finite, but got nan in row 0"),
 }
 
 
@@ -218,23 +219,27 @@ def test_overflow_is_refused():
             ReadoutStatistics(1, 1).update(large, large)
 
 
+def bad_value(call, message):
+    return call, ValueError, message
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda s: s.downdate(*rows(41, 3, 2)[:2]), ValueError, "must not weigh more than those held, but got 41.0 of 40"),
-        (lambda s: s.downdate(*(100 * a for a in rows(9, 3, 2)[:2])), ValueError, "rows must be among those held"),
-        (lambda s: s.decay(1.5), ValueError, "factor must be between 0 and 1, but got 1.5"),
-        (lambda s: s.decay(float("nan")), ValueError, "factor must be between 0 and 1, but got nan"),
+        bad_value(lambda s: s.downdate(*rows(41, 3, 2)[:2]), "must not weigh more than those held, but got 41.0"),
+        bad_value(lambda s: s.downdate(*(100 * a for a in rows(9, 3, 2)[:2])), "rows must be among those held"),
+        bad_value(lambda s: s.decay(1.5), "factor must be between 0 and 1, but got 1.5"),
+        bad_value(lambda s: s.decay(float("nan")), "factor must be between 0 and 1, but got nan"),
+        bad_value(lambda s: s.merge(ReadoutStatistics(4, 2)), "other must have input_dims=3, but got 4"),
+        bad_value(lambda s: s.merge(ReadoutStatistics(3, 1)), "other must have output_dims=2, but got 1"),
+        bad_value(lambda s: s.merge(ReadoutStatistics(3, 2, bias=False)), "other must have bias=True, but got False"),
         (lambda s: s.merge(s.moments), TypeError, "other must be ReadoutStatistics, but got Moments"),
-        (lambda s: s.merge(ReadoutStatistics(4, 2)), ValueError, "other must have input_dims=3, but got 4"),
-        (lambda s: s.merge(ReadoutStatistics(3, 1)), ValueError, "other must have output_dims=2, but got 1"),
-        (lambda s: s.merge(ReadoutStatistics(3, 2, bias=False)), ValueError, "other must have bias=True, but got False"),
-        (lambda s: s.solve(-1.0), ValueError, "l2 must be non-negative and finite, but got -1.0"),
-        (lambda s: s.gcv(float("inf")), ValueError, "l2 must be non-negative and finite, but got inf"),
-        (lambda s: s.solve(mx.ones((3,))), ValueError, r"l2 must broadcast against the solution \(3, 2\)"),
-        (lambda s: s.solve(mx.ones((5, 3, 2))), ValueError, r"l2 must have at most 2 dimensions, but got shape \(5, 3, 2\)"),
-        (lambda s: ReadoutStatistics(-1, 2), ValueError, "input_dims must be a non-negative integer, but got -1"),
-        (lambda s: ReadoutStatistics(3, 2.5), ValueError, "output_dims must be a non-negative integer, but got 2.5"),
+        bad_value(lambda s: s.solve(-1.0), "l2 must be non-negative and finite, but got -1.0"),
+        bad_value(lambda s: s.gcv(float("inf")), "l2 must be non-negative and finite, but got inf"),
+        bad_value(lambda s: s.solve(mx.ones((3,))), r"l2 must broadcast against the solution \(3, 2\)"),
+        bad_value(lambda s: s.solve(mx.ones((5, 3, 2))), r"l2 must have at most 2 dimensions, but got shape \(5,"),
+        bad_value(lambda s: ReadoutStatistics(-1, 2), "input_dims must be a non-negative integer, but got -1"),
+        bad_value(lambda s: ReadoutStatistics(3, 2.5), "output_dims must be a non-negative integer, but got 2.5"),
     ],
 )
 def test_errors(call, error, message):
