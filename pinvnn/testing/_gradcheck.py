@@ -66,8 +66,7 @@ def gradcheck(fn, *inputs, modes=("vjp", "jvp"), order=1, eps=None, rtol=None, a
     _validate(modes, order)
     flat = Flat("gradcheck", fn, inputs)
     _require_precision(flat)
-    names = [name for name, out in zip(flat.output_names, flat.outputs, strict=True) if inexact(out)]
-    problem = Problem("fn", flat, flat.arrays, flat.names, names)
+    problem = Problem.of(flat)
     tolerance = Tolerance(precision_of([*flat.arrays, *flat.outputs]), rtol, atol)
     with on_cpu_if_float64(flat.arrays):
         _require_values(problem)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._differences import Differences, Slope
 from ._lifts import jvp_of, vjp_of
-from ._trees import inexact, random_like, to_numpy
+from ._trees import Flat, inexact, random_like, to_numpy
 from ._verdict import Group, Tolerance
 
 MAX_ENTRIES = 64  # of one input that are moved one by one; of a larger one, a random choice and a random direction
@@ -23,6 +23,12 @@ class Problem(NamedTuple):
     args: list[mx.array]
     names: list[str]
     output_names: list[str]
+
+    @classmethod
+    def of(cls, flat: Flat) -> "Problem":
+        """The user's function at the user's inputs."""
+        names = [name for name, out in zip(flat.output_names, flat.outputs, strict=True) if inexact(out)]
+        return cls("fn", flat, flat.arrays, flat.names, names)
 
     def outputs(self, args) -> list[mx.array]:
         """The outputs that have derivatives."""
@@ -71,16 +77,17 @@ def sizes_of(x: np.ndarray) -> np.ndarray:
     return np.where(small, 2.0 ** np.round(np.log2(own, where=small, out=np.zeros_like(own))), size)
 
 
-def _each_and_all(count: int) -> list[list[int]]:
+def each_and_all(count: int) -> list[list[int]]:
     """[[0], [1], ..., [0, 1, ...]]: a rule may be wrong for one part, or for parts together."""
     return [*([i] for i in range(count)), *([list(range(count))] if count > 1 else [])]
 
 
-def _only(parts: list[mx.array], chosen: list[int]) -> list[mx.array]:
+def only(parts: list[mx.array], chosen: list[int]) -> list[mx.array]:
+    """The parts, zero where they are not chosen."""
     return [part if i in chosen else mx.zeros_like(part) for i, part in enumerate(parts)]
 
 
-def _inner(x: np.ndarray, y: np.ndarray) -> float:
+def inner(x: np.ndarray, y: np.ndarray) -> float:
     """<x, y> over the reals."""
     return float(np.real(np.sum(np.conj(x) * y)))
 
@@ -99,7 +106,7 @@ def _moves(x: np.ndarray, rng) -> Iterator[tuple[str, np.ndarray, list[float]]]:
         for unit, part in units:
             direction = np.zeros(x.shape, x.dtype)
             direction[index] = unit
-            yield f"index {index}{part}", direction, sorted({size, own[index]}, reverse=True)
+            yield f"index {index}{part}", direction, sorted({size, float(own[index])}, reverse=True)
 
 
 def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Group]:
@@ -107,16 +114,16 @@ def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
     outputs = problem.outputs(problem.args)
     cotangents = [random_like(out, rng) for out in outputs]
     weights = [to_numpy(w) for w in cotangents]
-    chosen = _each_and_all(len(outputs))
+    chosen = each_and_all(len(outputs))
     vjp = vjp_of(problem.call, len(problem.args))
-    gradients = [vjp(*problem.args, *_only(cotangents, some)) for some in chosen]
-    terms = [_inner(np.abs(w), np.abs(to_numpy(out))) for w, out in zip(weights, outputs, strict=True)]
+    gradients = [vjp(*problem.args, *only(cotangents, some)) for some in chosen]
+    terms = [inner(np.abs(w), np.abs(to_numpy(out))) for w, out in zip(weights, outputs, strict=True)]
     sums = np.array([sum(terms[j] for j in some) for some in chosen])
     differences = Differences(eps)
 
     def line(ts, i, direction):
         rows = problem.along(ts, {i: direction})
-        parts = np.array([[_inner(w, out) for w, out in zip(weights, row, strict=True)] for row in rows])
+        parts = np.array([[inner(w, out) for w, out in zip(weights, row, strict=True)] for row in rows])
         return np.stack([parts[:, some].sum(1) for some in chosen], axis=1)
 
     for place, i in enumerate(problem.inputs()):
@@ -126,12 +133,12 @@ def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
         labels, expected, slopes = [], [], []
         for label, direction, sizes in _moves(x, rng):
             labels.append(label)
-            expected.append(np.array([_inner(part, direction) for part in g]))
+            expected.append(np.array([inner(part, direction) for part in g]))
             slopes.append(differences.slope(partial(line, i=i, direction=direction), sizes, expected[-1], enough))
         if labels:
             for c, some in enumerate(chosen):
                 slope = Slope(*(np.array([part[c] for part in parts]) for parts in zip(*slopes, strict=True)))
-                of = "for " + _listed(problem.output_names, some)
+                of = "for " + listed(problem.output_names, some)
                 yield Group(problem.names[i], of, labels, np.array(expected)[:, c], slope, floors[c])
 
 
@@ -149,8 +156,8 @@ def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
     def line(ts, directions):
         return np.array([np.concatenate([out.ravel() for out in row]) for row in problem.along(ts, directions)])
 
-    for some in _each_and_all(len(inputs)):
-        expected = [to_numpy(out).ravel() for out in jvp(*problem.args, *_only(tangents, some))]
+    for some in each_and_all(len(inputs)):
+        expected = [to_numpy(out).ravel() for out in jvp(*problem.args, *only(tangents, some))]
         largest = [np.max(np.abs(part), initial=0.0) for part in expected]
         enough = [np.full(e.size, tolerance.enough(x, f)) for e, x, f in zip(expected, largest, floors, strict=True)]
         directions = {inputs[j]: to_numpy(tangents[j]) for j in some}
@@ -158,11 +165,12 @@ def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
             partial(line, directions=directions), [1.0], np.concatenate(expected), np.concatenate(enough)
         )
         parts = zip(*(np.split(part, cuts) for part in slope), strict=True)
-        along = "along " + _listed([problem.names[i] for i in inputs], some)
+        along = "along " + listed([problem.names[i] for i in inputs], some)
         for name, out, part, one, floor in zip(problem.output_names, outputs, expected, parts, floors, strict=True):
             labels = [f"index {index}" for index in np.ndindex(out.shape)]
             yield Group(name, along, labels, part, Slope(*one), floor)
 
 
-def _listed(names: list[str], chosen: list[int]) -> str:
+def listed(names: list[str], chosen: list[int]) -> str:
+    """The chosen names, for a message."""
     return ", ".join(names[j] for j in chosen)

@@ -40,9 +40,10 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
     """The named parts of a container, none for anything else."""
     if isinstance(tree, dict):
         return [(f"[{key!r}]", value) for key, value in tree.items()]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return [(f".{field}", getattr(tree, field)) for field in tree._fields]
     if isinstance(tree, (list, tuple)):
+        fields = getattr(tree, "_fields", None)  # of a NamedTuple
+        if fields:
+            return [(f".{field}", getattr(tree, field)) for field in fields]
         return [(f"[{i}]", value) for i, value in enumerate(tree)]
     return []
 
@@ -117,3 +118,7 @@ class Flat:
 
     def __call__(self, *arrays: mx.array) -> list[mx.array]:
         return [array for _, array in named_arrays(self._result(arrays), "outputs")]
+
+    def inexact_arrays(self) -> list[mx.array]:
+        """The inputs and outputs that derivatives connect."""
+        return [a for a in [*self.arrays, *self.outputs] if inexact(a)]

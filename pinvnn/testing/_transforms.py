@@ -1,0 +1,135 @@
+"""Every transform of MLX, applied to a function under test, beside a reference that does without it.
+
+A case is a pair of functions of the same arrays that must agree. A transform makes a case of a case, so that transforms
+nest as they do in MLX: ``vjp(vmap(case))`` is the gradient of the batched function beside the gradient of a loop.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ._lifts import jvp_of, vjp_of
+from ._trees import inexact, random_like
+
+BATCH_SIZES = (2, 3, 5, 7)  # one is taken that is no dimension of the arrays, so that no two axes can be mistaken
+
+
+class Case(NamedTuple):
+    """``tested`` and ``reference`` must agree at each of ``points``, lists of arrays of the same shapes."""
+
+    name: str
+    tested: Callable
+    reference: Callable
+    points: list[list[mx.array]]
+
+
+def vjp(case: Case, rng) -> Case:
+    """Gradient, with respect to the arguments, of a random combination of the outputs."""
+    outs = [out for out in case.reference(*case.points[0]) if inexact(out)]
+    return _lifted("vjp", vjp_of, outs, case, rng)
+
+
+def jvp(case: Case, rng) -> Case:
+    """Derivative along a random direction."""
+    return _lifted("jvp", jvp_of, [a for a in case.points[0] if inexact(a)], case, rng)
+
+
+def _lifted(name, lift, like, case, rng):
+    extra, count = [random_like(x, rng) for x in like], len(case.points[0])
+    points = [[*args, *extra] for args in case.points]
+    return Case(f"{name} of {case.name}", lift(case.tested, count), lift(case.reference, count), points)
+
+
+def compile(case: Case, rng) -> Case:
+    """The compiled function, at other values too: none may have been baked into the graph."""
+    points = [*case.points, [a * 0.5 if inexact(a) else a for a in case.points[0]]]
+    return Case(f"compile of {case.name}", mx.compile(case.tested), case.reference, points)
+
+
+def checkpoint(case: Case, rng) -> Case:
+    """The checkpointed function."""
+    return Case(f"checkpoint of {case.name}", mx.checkpoint(case.tested), case.reference, case.points)
+
+
+def vmap(*axes: int | None):
+    """The transform that maps over ``axes``, one for each argument; further arguments are mapped over their first."""
+
+    def vmap(case: Case, rng) -> Case:
+        args = case.points[0]
+        full = (*axes, *[0] * (len(args) - len(axes)))[: len(args)]
+        size = next(n for n in BATCH_SIZES if not any(n in a.shape for a in args) or n == BATCH_SIZES[-1])
+        ndims = [out.ndim for out in case.reference(*args)]
+        mapped = mx.vmap(case.tested, in_axes=full)
+
+        def tested(*arrays):
+            # MLX gives an output that depends on no mapped argument without the batch axis.
+            outs = zip(mapped(*arrays), ndims, strict=True)
+            return [out if out.ndim > n else mx.broadcast_to(out, (size, *out.shape)) for out, n in outs]
+
+        points = [
+            [_batched(a, axis, size, i) for i, (a, axis) in enumerate(zip(point, full, strict=True))]
+            for point in case.points
+        ]
+        return Case(f"vmap(in_axes={full}) of {case.name}", tested, _looped(case.reference, full, size), points)
+
+    return vmap
+
+
+def _batched(a, axis, size, first):
+    """Copies that differ by powers of two, which keeps rank, sign and symmetry as the user has them."""
+    if axis is None:
+        return a
+    scales = [2.0 ** -((first + i) % 3) for i in range(size)]
+    return mx.stack([a * scale if inexact(a) else a for scale in scales], axis=axis)
+
+
+def _looped(call, axes, size):
+    def loop(*arrays):
+        rows = []
+        for i in range(size):
+            picked = [a if ax is None else mx.take(a, i, axis=ax) for a, ax in zip(arrays, axes, strict=True)]
+            rows.append(call(*picked))
+        return [mx.stack(list(parts)) for parts in zip(*rows, strict=True)]
+
+    return loop
+
+
+def in_axes(args: list[mx.array]) -> list[tuple]:
+    """Every axis of every argument: all mapped together, each with the others along their first, and each alone."""
+    most = max(a.ndim for a in args)
+    found: list[tuple[int | None, ...]] = [tuple(min(axis, a.ndim) for a in args) for axis in range(most + 1)]
+    for i, a in enumerate(args):
+        for axis in range(a.ndim + 1):
+            found += [tuple(axis if j == i else rest for j in range(len(args))) for rest in (0, None)]
+        found.append(tuple(None if j == i else 0 for j in range(len(args))))
+    return list(dict.fromkeys(axes for axes in found if any(ax is not None for ax in axes)))
+
+
+def mixed(count: int, first: int | None = 0) -> tuple:
+    """Axes of which every other one is None, beginning with ``first``."""
+    other = None if first == 0 else 0
+    return tuple(first if i % 2 == 0 else other for i in range(count))
+
+
+def chains(base: Case, names, rng) -> list[tuple]:
+    """The grid: chains of transforms, the first applied first. Singles, pairs, and pairs with second derivatives."""
+    count = len(base.points[0])
+    wraps = {"vmap": [vmap()], "compile": [compile], "checkpoint": [checkpoint]}
+    if count > 1:
+        wraps["vmap"] += [vmap(*mixed(count)), vmap(*mixed(count, None))]
+    wraps = [wrap for name in wraps if name in names for wrap in wraps[name]]
+    orders = {(vjp,): {"vjp"}, (jvp,): {"jvp"}, (vjp, vjp): {"vjp"}, (vjp, jvp): {"vjp", "jvp"}}
+    derivatives = [chain for chain, needed in orders.items() if needed <= set(names)]
+
+    found = [(wrap,) for wrap in wraps]
+    if "vmap" in names:
+        found += [(vmap(*axes),) for axes in in_axes(base.points[0])]
+        found += [(vmap(*mixed(count)), vmap(*mixed(count, None)))] if count > 1 else [(vmap(0), vmap(1))]
+        if "vjp" in names:
+            found += [(vjp, vmap(*axes)) for axes in in_axes(vjp(base, rng).points[0])]
+    found += [(inner, outer) for inner in wraps for outer in wraps]
+    for derivative in derivatives:
+        found += [(*derivative, wrap) for wrap in wraps] + [(wrap, *derivative) for wrap in wraps]
+    # MLX itself has no jvp for what a checkpoint leaves in its gradient ("Not implemented for Depends").
+    return [chain for chain in found if chain != (checkpoint, vjp, jvp)]
