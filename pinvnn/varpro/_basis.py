@@ -61,10 +61,20 @@ class Basis:
         for first in range(0, x.size, batch):
             yield from self._forward(x, np.eye(x.size)[first : first + batch])
 
+    def push(self, x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """The derivative of Phi along ``direction`` (p,), (m, n): one forward-mode product."""
+        return self._forward(x, direction[None])[0]
+
+    def pull(self, x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """The gradient (p,) of the sum of ``cotangent`` (m, n) times Phi: one reverse-mode product."""
+        with large(self.dtype):
+            gradient = mx.vjp(self._apply, self._leaves(x), [to_mlx(cotangent, self.dtype)])[1]
+            return np.concatenate([to_numpy(leaf).ravel() for leaf in gradient])
+
     def _choose_mode(self, x: np.ndarray, entries: int) -> str:
         direction = np.random.default_rng(0).standard_normal(x.size)
         try:
-            alone = self._forward(x, direction[None])[0]
+            alone = self.push(x, direction)
         except ValueError as error:  # "[Primitive::jvp] Not implemented for SVD."
             if "jvp" not in str(error):
                 raise
@@ -92,15 +102,10 @@ class Basis:
             return to_numpy(mx.vmap(product)(*self._leaves(directions)))
 
     def _reverse(self, x: np.ndarray) -> np.ndarray:
-        with large(self.dtype):
-            leaves = self._leaves(x)
-            phi = self._apply(*leaves)
-            rows = []
-            for i in range(phi.size):
-                unit = to_mlx((np.arange(phi.size) == i).reshape(phi.shape), phi.dtype)
-                gradient = mx.vjp(self._apply, leaves, [unit])[1]
-                rows.append(np.concatenate([to_numpy(leaf).ravel() for leaf in gradient]))
-        return np.stack(rows, axis=1).reshape(x.size, *phi.shape)
+        phi = self(x)
+        self.evaluations -= 1  # For its shape only.
+        units = np.eye(phi.size).reshape(-1, *phi.shape)
+        return np.stack([self.pull(x, unit) for unit in units], axis=1).reshape(x.size, *phi.shape)
 
     def _leaves(self, x: np.ndarray) -> list[mx.array]:
         parts = zip(np.split(x, self.ends, axis=-1), self.shapes, strict=True)

@@ -7,39 +7,38 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .._checks import fail
 from ._basis import Basis, arrays, to_numpy
 
-NAME = "[pinvnn.varpro]"
+NAME = "varpro"
 
 
 def working_dtype(basis: Any, alpha: Any, y: Any) -> mx.Dtype:
     """float64 if y or any of alpha is, otherwise float32; after a check of their types."""
     if not isinstance(y, mx.array):
-        raise TypeError(f"{NAME} y must be an mx.array, but got {type(y).__name__}. Use mx.array(y, dtype=mx.float64).")
+        fail(NAME, "y must be an mx.array", type(y).__name__, "Use mx.array(y, dtype=mx.float64).", TypeError)
     if alpha is None:
         if not isinstance(basis, nn.Module):
             got = type(basis).__name__
-            raise TypeError(f"{NAME} basis must be an nn.Module where alpha is None, but got {got}. Give alpha.")
+            fail(NAME, "basis must be an nn.Module where alpha is None", got, "Give alpha.", TypeError)
         alpha = basis.trainable_parameters()
     leaves = arrays(alpha)
     for leaf in leaves:
         if not isinstance(leaf, mx.array):
-            raise TypeError(
-                f"{NAME} alpha must be an array or a tree of arrays, but got a {type(leaf).__name__}. "
-                "Use mx.array([...], dtype=mx.float64)."
-            )
+            rule, remedy = "alpha must be an array or a tree of arrays", "Use mx.array([...], dtype=mx.float64)."
+            fail(NAME, rule, f"a {type(leaf).__name__}", remedy, TypeError)
     if sum(leaf.size for leaf in leaves) == 0:
-        raise ValueError(f"{NAME} alpha must hold a parameter, but got none. Use pinvnn.lstsq for a linear model.")
+        fail(NAME, "alpha must hold a parameter", "none", "Use pinvnn.lstsq for a linear model.")
     dtypes = {array.dtype for array in [y, *leaves]}
     if mx.complex64 in dtypes:
-        raise TypeError(f"{NAME} alpha and y must be real, but got complex64. Stack real and imaginary parts as rows.")
+        fail(NAME, "alpha and y must be real", "complex64", "Stack real and imaginary parts as rows.", TypeError)
     return mx.float64 if mx.float64 in dtypes else mx.float32
 
 
 def right_hand_sides(y: mx.array) -> np.ndarray:
     """The data as (m, k)."""
     if y.ndim not in (1, 2) or y.size == 0:
-        raise ValueError(f"{NAME} y must have shape (m,) or (m, k) and hold data, but got {y.shape}.")
+        fail(NAME, "y must have shape (m,) or (m, k) and hold data", f"{y.shape}", "Reshape it.")
     return finite("y", to_numpy(y)).reshape(len(y), -1)
 
 
@@ -47,86 +46,78 @@ def row_weights(weights: Any, m: int) -> np.ndarray | None:
     """The weights (m,), or None."""
     if weights is None:
         return None
-    values = finite("weights", np.asarray(to_numpy(weights) if isinstance(weights, mx.array) else weights, float))
+    values = finite("weights", host(weights))
     if values.shape != (m,):
-        raise ValueError(f"{NAME} weights must have shape ({m},), one for each row of y, but got {values.shape}.")
+        fail(NAME, f"weights must have shape ({m},), one for each row of y", f"{values.shape}", "Reshape them.")
     if (values < 0).any():
-        raise ValueError(f"{NAME} weights must not be negative, but got {values.min()}.")
+        fail(NAME, "weights must be non-negative", f"{values.min()}", "Leave such rows out.")
     return values
 
 
 def penalty_roots(l2: Any, solution: tuple[int, ...]) -> np.ndarray | None:
     """Square roots of l2 as (n, k), or None if it is zero; ``solution`` is the shape of the linear parameters."""
-    values = finite("l2", np.asarray(to_numpy(l2) if isinstance(l2, mx.array) else l2, float))
+    values = finite("l2", host(l2))
     if (values < 0).any():
-        raise ValueError(f"{NAME} l2 must not be negative, but got {values.min()}.")
+        fail(NAME, "l2 must be non-negative", f"{values.min()}", "Pass 0 for no penalty.")
     if not values.any():
         return None
     try:
         return np.sqrt(np.broadcast_to(values, solution)).reshape(solution[0], -1)
     except ValueError:
-        raise ValueError(
-            f"{NAME} l2 must broadcast against the linear parameters, {solution}, but got shape {values.shape}."
-        ) from None
+        rule = f"l2 must broadcast against the linear parameters {solution}"
+        fail(NAME, rule, f"shape {values.shape}", "Pass a scalar or (n, 1).")
 
 
 def box(bounds: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds as flat vectors."""
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(f"{NAME} bounds must be a pair (lower, upper), but got {bounds!r}.")
-    lower, upper = (
-        one_side(side, basis, empty) for side, empty in zip(bounds, (-np.inf, np.inf), strict=True)
-    )
-    if (lower > upper).any():
-        raise ValueError(f"{NAME} lower bounds must not exceed upper ones, but got {lower} and {upper}.")
-    start = basis.start
-    outside = (start < lower) | (start > upper)
-    if outside.any():
-        j = int(np.argmax(outside))
-        raise ValueError(
-            f"{NAME} alpha must lie within its bounds, but got {start[j]} outside [{lower[j]}, {upper[j]}] "
-            f"at position {j}. Start inside them."
-        )
+        fail(NAME, "bounds must be a pair (lower, upper)", f"{bounds!r:.60}", "None stands for no bound.")
+    lower, upper = one_side(bounds[0], basis, -np.inf), one_side(bounds[1], basis, np.inf)
+    for j in np.flatnonzero(~(lower <= upper)):
+        fail(NAME, "lower bounds must not exceed upper ones", f"{lower[j]} and {upper[j]}", "Exchange them.")
+    for j in np.flatnonzero((basis.start < lower) | (basis.start > upper)):
+        got = f"{basis.start[j]} outside [{lower[j]}, {upper[j]}]"
+        fail(NAME, "alpha must lie within its bounds", got, "Start inside them.")
     return lower, upper
 
 
 def one_side(side: Any, basis: Basis, empty: float) -> np.ndarray:
     """One bound as a flat vector: None, a number, an array, or a tree in which leaves may be missing."""
-    if side is None:
-        return np.full(basis.start.size, empty)
-    given = dict(tree_flatten(side)) if not isinstance(side, (int, float)) else {}
+    if side is None or isinstance(side, (int, float)):
+        return np.full(basis.start.size, empty if side is None else float(side))
+    given = dict(tree_flatten(side))
     names = [name for name, _ in tree_flatten(basis.template)]
-    unknown = set(given) - set(names)
-    if unknown:
-        raise ValueError(f"{NAME} bounds must have the structure of alpha, {names}, but got {sorted(given)}.")
+    if not set(given) <= set(names):
+        fail(NAME, f"bounds must have the leaves of alpha, {names}", f"{list(given)}", "Leave out what has no bound.")
     parts = []
     for name, shape in zip(names, basis.shapes, strict=True):
-        value = given.get(name, empty) if given else side
-        value = to_numpy(value) if isinstance(value, mx.array) else np.asarray(value, float)
+        value = host(given.get(name, empty))
         try:
             parts.append(np.broadcast_to(value, shape).ravel())
         except ValueError:
-            raise ValueError(f"{NAME} bounds must broadcast against alpha, {shape}, but got {value.shape}.") from None
-    vector = np.concatenate(parts)
-    if np.isnan(vector).any():
-        raise ValueError(f"{NAME} bounds must not be NaN, but got {vector}.")
-    return vector
+            fail(NAME, f"bounds must broadcast against alpha {shape}", f"shape {value.shape}", "Reshape them.")
+    return np.concatenate(parts)
 
 
-def finite(name: str, values: np.ndarray) -> np.ndarray:
+def finite(label: str, values: np.ndarray) -> np.ndarray:
     """The values, if all of them are finite."""
-    bad = int(np.size(values) - np.isfinite(values).sum())
+    bad = values.size - int(np.isfinite(values).sum())
     if bad:
-        raise ValueError(f"{NAME} {name} must be finite, but got {bad} entries that are NaN or Inf. Remove these.")
+        fail(NAME, f"{label} must be finite", f"NaN or Inf in {bad} places", "Leave such rows out.")
     return values
 
 
+def host(values: Any) -> np.ndarray:
+    """An array, a NumPy array or a number in float64."""
+    return to_numpy(values) if isinstance(values, mx.array) else np.asarray(values, float)
+
+
 def check_basis(phi: mx.array, m: int) -> None:
-    """The basis at the starting point fits the data."""
+    """Whether what the basis returned at the start fits the data."""
     if not isinstance(phi, mx.array) or phi.dtype == mx.complex64:
-        got = phi.dtype if isinstance(phi, mx.array) else type(phi).__name__
-        raise TypeError(f"{NAME} basis must return a real mx.array, but got {got}.")
+        got = "complex64" if isinstance(phi, mx.array) else type(phi).__name__
+        fail(NAME, "basis must return a real mx.array", got, "Stack real and imaginary parts as rows.", TypeError)
     if phi.ndim != 2 or phi.shape[0] != m:
-        raise ValueError(f"{NAME} basis must return shape ({m}, n), a row for each of y, but got {phi.shape}.")
+        fail(NAME, f"basis must return shape ({m}, n), a row for each of y", f"{phi.shape}", "Stack columns on axis 1.")
     if phi.shape[1] == 0:
-        raise ValueError(f"{NAME} basis must have at least one column, but got {phi.shape}.")
+        fail(NAME, "basis must have at least one column", f"{phi.shape}", "Use a model with a linear parameter.")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .._checks import fail
 from . import _data as data
 from ._basis import Basis, to_numpy
 from ._residual import Derivatives, Projection, differentiate, project
@@ -45,15 +46,13 @@ class Problem:
         self.dtype = phi.dtype
         self.penalty = data.penalty_roots(l2, (n, *self.shape[1:]))
         if self.penalty is None and self.rows * k < n * k + x.size:
-            raise ValueError(
-                f"{data.NAME} the data must not be fewer than the parameters, but got {self.rows * k} (of positive "
-                f"weight) for {n * k} linear and {x.size} nonlinear parameters. Use a smaller basis, or l2."
-            )
+            got = f"{self.rows * k} of positive weight for {n * k} linear and {x.size} nonlinear parameters"
+            fail(data.NAME, "the data must not be fewer than the parameters", got, "Use a smaller basis, or l2.")
         point = self._separate(x, phi)
         if point.projection is None:
-            raise ValueError(f"{data.NAME} basis must be finite at the start, but got NaN or Inf. Start elsewhere.")
+            fail(data.NAME, "basis must be finite at the start", "NaN or Inf", "Start elsewhere.")
         if self.rank(point) == 0:
-            raise ValueError(f"{data.NAME} basis must not be zero at the start, but got rank 0. Start elsewhere.")
+            fail(data.NAME, "basis must not be zero at the start", "rank 0", "Start elsewhere.")
         return point
 
     def __call__(self, x: np.ndarray) -> Separated:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .._checks import fail
 from .._rank import eps
 from . import _data as data
 from ._basis import Basis
@@ -109,9 +110,9 @@ def varpro(
         doi 10.1007/s10589-012-9492-9.
     """
     if jacobian not in ("full", "kaufman"):
-        raise ValueError(f'{data.NAME} jacobian must be "full" or "kaufman", but got {jacobian!r}.')
+        fail(data.NAME, "jacobian must be 'full' or 'kaufman'", f"{jacobian!r}", "Use 'full'.")
     if max_steps < 0 or (tol is not None and not tol > 0):
-        raise ValueError(f"{data.NAME} max_steps must be >= 0 and tol > 0, but got {max_steps} and {tol}.")
+        fail(data.NAME, "max_steps must be >= 0 and tol > 0", f"{max_steps} and {tol}", "Leave them out.")
     separable = Basis(basis, alpha, inputs, data.working_dtype(basis, alpha, y))
     problem = Problem(separable, y, weights, full=jacobian == "full")
     lower, upper = data.box(bounds, separable)
