@@ -1,0 +1,197 @@
+"""The command ``pinvnn``: ``fit``, ``predict`` and ``atlas``."""
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import __version__
+from ._atlas import L2_GRID, atlas
+from ._data import TASKS, Label, Row, check_length, read_rows
+from ._extract import tokens_needed
+from ._head import Head
+from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pinvnn", description="Closed-form heads on the hidden states of language models that mlx-lm loads."
+    )
+    parser.add_argument("--version", action="version", version=f"pinvnn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,predict,atlas}")
+
+    fit = commands.add_parser(
+        "fit",
+        help="Fit a head on one layer.",
+        description="Fit a head on one layer of a language model, exactly and in one pass over the text.",
+    )
+    _add_model(fit)
+    fit.add_argument(
+        "--layer", type=int, required=True, help="The layer: 0 is the embedding, 1 the first layer, -1 the final norm."
+    )
+    _add_fitting(fit)
+    fit.set_defaults(run=run_fit)
+
+    predict = commands.add_parser(
+        "predict",
+        help="Predict labels with a head.",
+        description="Predict the labels of texts with a head, and print one JSON object a text.",
+    )
+    predict.add_argument("--head", required=True, help="Directory with a head, as fit and atlas write it.")
+    predict.add_argument(
+        "--model", help="The path to the local model directory or Hugging Face repo. Default: what the head names."
+    )
+    texts = predict.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--text", nargs="+", help="One or more texts.")
+    texts.add_argument(
+        "--data", help="A .jsonl file, or a directory with test.jsonl. Labels that it has are scored on standard error."
+    )
+    predict.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
+    predict.set_defaults(run=run_predict)
+
+    every = commands.add_parser(
+        "atlas",
+        help="Score every layer and penalty, and install the best head.",
+        description="Fit a head on every layer and for every penalty of a grid, in one pass over the text, and write a "
+        "heat map, a JSON report and the best head.",
+    )
+    _add_model(every)
+    every.add_argument(
+        "--layers", type=int, nargs="+", help="The layers. Default: all, from the embedding (0) to the final norm (-1)."
+    )
+    _add_fitting(every)
+    every.set_defaults(run=run_atlas)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="The path to the local model directory or Hugging Face repo.")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help='Directory with {train, valid, test}.jsonl files: one object with "text" and "label" a line.',
+    )
+    parser.add_argument("--output", required=True, help="Directory to write to. Checkpoints are kept there meanwhile.")
+
+
+def _add_fitting(parser: argparse.ArgumentParser) -> None:
+    grid = " ".join(f"{value:g}" for value in L2_GRID)
+    parser.add_argument(
+        "--l2", type=float, nargs="+", default=list(L2_GRID), help=f"Penalties to choose from. Default: {grid}."
+    )
+    parser.add_argument(
+        "--pooling", default="last", help='How a text becomes one vector: "last" token, "mean", or a token position.'
+    )
+    parser.add_argument(
+        "--task",
+        choices=["auto", *TASKS],
+        default="auto",
+        help="Default is auto: a regression if labels are numbers with a decimal point.",
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
+    parser.add_argument("--max-seq-length", type=int, default=2048, help="Longer texts are cut to this length.")
+    parser.add_argument("--save-every", type=float, default=60.0, help="Seconds between checkpoints.")
+    parser.add_argument("--restart", action="store_true", help="Start again, and not from a checkpoint.")
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    result = _fit(args, layers=[args.layer], require_valid=False)
+    if mx.distributed.init().rank() == 0:
+        result.head().save(args.output)
+        print(table(result), seconds(result), f"Head in {args.output}", sep="\n")
+
+
+def run_atlas(args: argparse.Namespace) -> None:
+    if find_spec("matplotlib") is None:
+        raise ValueError("matplotlib must be installed for the heat map: pip install 'pinvnn[heads]'.")
+    result = _fit(args, layers=args.layers)
+    if mx.distributed.init().rank() == 0:
+        save(result, args.output)
+        output = Path(args.output)
+        print(table(result), seconds(result), sep="\n")
+        print(f"Report in {output / REPORT}, heat map in {output / PICTURE}, best head in {output / BEST_HEAD}")
+
+
+def _fit(args: argparse.Namespace, **options: Any):
+    return atlas(
+        args.model,
+        args.data,
+        l2=args.l2,
+        pooling=args.pooling,
+        task=args.task,
+        batch_size=args.batch_size,
+        max_length=args.max_seq_length,
+        checkpoint=Path(args.output) / "checkpoint",
+        save_every=args.save_every,
+        restart=args.restart,
+        progress=True,
+        **options,
+    )
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, but got {args.batch_size}.")
+    head = Head.load(args.head, args.model)
+
+    def rows() -> Iterator[Row]:
+        if args.data is None:
+            return iter([Row(f"--text {i}", text, None) for i, text in enumerate(args.text, 1)])
+        path = Path(args.data)
+        return read_rows(path / "test.jsonl" if path.is_dir() else path, labelled=False)
+
+    for row in rows():  # a bad line is an error before the first answer
+        check_length(row, head.source, tokens_needed(head.config.pooling))
+    answers = head.predict((row.text for row in rows()), args.batch_size)
+    known: list[tuple[Label, Label]] = []
+    for row, (label, scores) in zip(rows(), answers, strict=True):
+        score = {"score": max(scores)} if head.config.labels else {}
+        print(json.dumps({"text": row.text, "label": label, **score}, ensure_ascii=False))
+        if row.label is not None:
+            known.append((row.label, label))
+    if known:
+        kind, value = agreement(known, bool(head.config.labels))
+        print(f"{kind} {value:.4f} on {len(known)} texts", file=sys.stderr)
+
+
+def agreement(pairs: Sequence[tuple[Any, Any]], classification: bool) -> tuple[str, float]:
+    """Accuracy or R^2 of pairs (true, predicted)."""
+    if classification:
+        return "accuracy", sum(true == predicted for true, predicted in pairs) / len(pairs)
+    mean = sum(true for true, _ in pairs) / len(pairs)
+    spread = sum((true - mean) ** 2 for true, _ in pairs)
+    errors = sum((true - predicted) ** 2 for true, predicted in pairs)
+    return "R^2", 1 - errors / spread if spread else float("nan")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    name = f"pinvnn {args.command}"
+
+    def warn(message, *_, **__):
+        print(f"{name}: warning: {_plain(message)}", file=sys.stderr)
+
+    warnings.showwarning = warn
+    try:
+        args.run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{name}: error: {_plain(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted. The same command goes on from its last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _plain(message: object) -> str:
+    """A message of one line, without the name of the function that it came from."""
+    return re.sub(r"^\[pinvnn[^]]*\] ", "", " ".join(str(message).split()))

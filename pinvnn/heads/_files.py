@@ -1,0 +1,94 @@
+"""Files that are whole or absent, and the checkpoint of an interrupted run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..streaming import ReadoutStatistics
+
+
+def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
+    """Write files into ``folder``: all of them under other names first, so that none is ever seen half-written.
+
+    Args:
+        folder: Made if it is not there; its other files are left alone.
+        writers: For each name what writes the file to the path that it is given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The suffix stays in place, since writers tell the format by it.
+    partial = {name: folder / f".partial-{os.getpid()}-{name}" for name in writers}
+    try:
+        for name, write in writers.items():
+            write(partial[name])
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+class Checkpoint:
+    """The statistics of one rank, on disk, with the number of chunks that they hold.
+
+    A checkpoint is a folder that gets its name, with the number in it, when all of it is written; the one before is
+    removed only then. Whenever the process ends, the newest name is a whole checkpoint.
+
+    Args:
+        folder: Where the checkpoints of the run are.
+        run: What the run does. Statistics of another run are never taken up.
+        rank: Of this process.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0):
+        self.folder, self.run, self.rank = folder, run, rank
+
+    def _saved(self) -> list[Path]:
+        return sorted(self.folder.glob(f"rank{self.rank}-" + "[0-9]" * 8))
+
+    def save(self, statistics: Sequence[ReadoutStatistics], chunks: int, tokens: int) -> None:
+        """Replace the checkpoint. ``chunks`` are in the statistics, with ``tokens`` tokens."""
+        before = self._saved()
+        name = f"rank{self.rank}-{chunks:08d}"
+        partial = self.folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for i, stats in enumerate(statistics):
+            stats.save(partial / f"{i}.safetensors")
+        state = {"run": self.run, "chunks": chunks, "tokens": tokens}
+        (partial / "state.json").write_text(json.dumps(state, indent=4) + "\n")
+        if (self.folder / name) not in before:  # the same chunks give the same statistics
+            os.replace(partial, self.folder / name)
+        for old in before:
+            if old.name != name:
+                shutil.rmtree(old)
+
+    def load(self) -> tuple[list[ReadoutStatistics], int, int] | None:
+        """Statistics, chunks and tokens of the newest checkpoint, or None if there is none.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
+        saved = self._saved()
+        if not saved:
+            return None
+        state = json.loads((saved[-1] / "state.json").read_text())
+        differs = [key for key in self.run if state["run"].get(key) != self.run[key]]
+        if differs:
+            key = differs[0]
+            raise ValueError(
+                f"[pinvnn.heads] {saved[-1]}: the checkpoint must be of the same run, but got {key} "
+                f"{state['run'].get(key)!r} there and {self.run[key]!r} now. Use another output folder, or restart."
+            )
+        count = len(list(saved[-1].glob("*.safetensors")))
+        statistics = [ReadoutStatistics.load(saved[-1] / f"{i}.safetensors") for i in range(count)]
+        return statistics, state["chunks"], state["tokens"]
+
+    def remove(self) -> None:
+        """Remove what this rank has saved, and the folder with the last rank's."""
+        for path in self.folder.glob(f"rank{self.rank}-*"):
+            shutil.rmtree(path)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()

@@ -1,0 +1,49 @@
+"""A whole grid of penalties from one eigendecomposition."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from .._place import on_cpu
+from ..streaming import ReadoutStatistics
+
+
+def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array, mx.array, mx.array]:
+    r"""The readouts for every penalty of a grid, from one factorization of the statistics.
+
+    With the centred :math:`S_{xx} = V \Lambda V^T` and :math:`r = V^T S_{xy}`, the weights are
+    :math:`V (\Lambda + l_2)^{-1} r`, the residual sum of squares of a target is
+    :math:`S_{yy} - \sum_i r_i^2 (\lambda_i + 2 l_2) / (\lambda_i + l_2)^2`, and the degrees of freedom, the intercept
+    included, are :math:`1 + \sum_i \lambda_i / (\lambda_i + l_2)`. See :func:`pinvnn.streaming.gcv_moments`.
+
+    Args:
+        stats (ReadoutStatistics): Statistics of n inputs and k targets, with a bias.
+        l2 (list(float)): G penalties.
+
+    Returns:
+        tuple(array, array, array): Weights ``(G, k, n)``, biases ``(G, k)`` and generalized cross validation scores
+        ``(G,)``, in float32, the last NaN where the fit leaves no degrees of freedom.
+    """
+    m = stats.moments
+    with on_cpu():
+        values, v = mx.linalg.eigh(m.xx, stream=mx.cpu)
+        values = mx.maximum(values, 0.0)[:, None]
+        rotated = v.T @ m.xy
+        weights, biases, scores = [], [], []
+        for penalty in l2:
+            if penalty == 0:  # where rank matters, and one place decides on it
+                weight, bias = stats.solve(0.0)
+                assert bias is not None
+                score = stats.gcv(0.0)
+            else:
+                shrunk = values + penalty
+                weight = (v @ (rotated / shrunk)).T
+                bias = m.y_mean - weight @ m.x_mean
+                rss = m.yy - mx.sum(rotated**2 * ((values + 2 * penalty) / shrunk**2), axis=0)
+                free = m.count - 1 - mx.sum(values / shrunk)
+                score = mx.mean(m.count * rss / free**2)
+                score = mx.where(free > 0, score, mx.array(float("nan"), mx.float64))
+            weights.append(weight.astype(mx.float32))
+            biases.append(bias.astype(mx.float32))
+            scores.append(score.astype(mx.float32))
+        return mx.stack(weights), mx.stack(biases), mx.stack(scores)

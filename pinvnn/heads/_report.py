@@ -1,0 +1,117 @@
+"""What an atlas leaves behind: a table, a heat map, a JSON report and the best head."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ._atlas import Atlas
+from ._files import write_whole
+from ._head import versions
+
+REPORT, PICTURE, BEST_HEAD = "atlas.json", "atlas.png", "head"
+
+
+def metric(result: Atlas) -> str:
+    return "accuracy" if result.dataset.classes else "R^2"
+
+
+def report(result: Atlas) -> dict[str, Any]:
+    """Everything about an atlas but the weights, ready for JSON."""
+    best, clock = result.best, result.clock
+    return {
+        "model": result.source.name,
+        "task": result.dataset.task,
+        "metric": metric(result),
+        "labels": list(result.dataset.classes),
+        "pooling": result.pooling,
+        "longest_text": result.source.max_length,
+        "data": {
+            name: {"file": str(split.path), "texts": split.rows, "tokens": split.tokens, "truncated": split.truncated}
+            for name, split in result.dataset.splits.items()
+        },
+        "l2": result.l2,
+        "layers": [
+            {
+                "layer": layer,
+                "name": result.layer_name(i),
+                "l2": result.l2[result.chosen[i]],
+                "valid": None if result.valid is None else result.valid[i],
+                "gcv": [value if value == value else None for value in result.gcv[i]],
+                "test": None if result.test is None else result.test[i],
+            }
+            for i, layer in enumerate(result.layers)
+        ],
+        "best": {"layer": result.layers[best], "name": result.layer_name(best), "l2": result.l2[result.chosen[best]]},
+        "seconds": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+        "tokens_per_second": round(clock.tokens / max(clock.seconds.get("forward", 0.0), 1e-9), 1),
+        "resumed_texts": result.resumed,
+        "versions": versions(),
+    }
+
+
+def table(result: Atlas) -> str:
+    """One line a layer: its best penalty and its scores."""
+    kind = metric(result)
+    lines = [f"{'layer':>9}  {'l2':>8}  {'valid ' + kind:>14}  {'test ' + kind:>14}"]
+    for i in range(len(result.layers)):
+        column = result.chosen[i]
+        valid = "" if result.valid is None else f"{result.valid[i][column]:.4f}"
+        test = "" if result.test is None else f"{result.test[i]:.4f}"
+        mark = "  best" if i == result.best else ""
+        lines.append(f"{result.layer_name(i):>9}  {result.l2[column]:8.3g}  {valid:>14}  {test:>14}{mark}")
+    return "\n".join(lines)
+
+
+def seconds(result: Atlas) -> str:
+    """Where the time went."""
+    clock = result.clock
+    forward = clock.seconds.get("forward", 0.0)
+    head = sum(value for part, value in clock.seconds.items() if part != "forward")
+    parts = ", ".join(f"{part} {value:.2f}" for part, value in clock.seconds.items() if part != "forward")
+    rate = clock.tokens / max(forward, 1e-9)
+    share = 100 * head / max(forward, 1e-9)
+    return (
+        f"Forward passes {forward:.1f} s ({clock.tokens} tokens, {rate:.0f} a second), heads {head:.2f} s "
+        f"({share:.1f} %: {parts})."
+    )
+
+
+def plot(result: Atlas, path: str | Path) -> None:
+    """Draw validation scores as a heat map of layers and penalties, and the best of each layer below it."""
+    # The object interface, which needs no display and leaves matplotlib's global state alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores = result.gcv if result.valid is None else result.valid
+    kind = "GCV" if result.valid is None else f"validation {metric(result)}"
+    layers = range(len(result.layers))
+    figure = Figure(figsize=(max(6.0, 0.3 * len(layers) + 2.5), 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1.0])
+
+    image = top.imshow(list(zip(*scores, strict=True)), aspect="auto", cmap="viridis", origin="lower")
+    figure.colorbar(image, ax=top, label=kind)
+    step = max(1, len(result.l2) // 10)
+    top.set_yticks(range(0, len(result.l2), step), [f"{value:.3g}" for value in result.l2[::step]])
+    top.set_ylabel("l2")
+    top.plot(result.best, result.chosen[result.best], "o", ms=9, mfc="none", mec="red", mew=2)
+    name, _, _ = result.source.name.rstrip("/").rpartition("/")[::-1]
+    top.set_title(f"{name}: {kind} of a readout of each layer, best circled" if name else f"{kind}, best circled")
+
+    best = [scores[i][result.chosen[i]] for i in layers]
+    bottom.plot(layers, best, "o-", ms=4, label=f"{kind}, best l2")
+    if result.test is not None:
+        bottom.plot(layers, result.test, "s--", ms=4, label=f"test {metric(result)}, the same l2")
+    bottom.set_xticks(layers, [result.layer_name(i) for i in layers], rotation=90 if len(layers) > 12 else 0)
+    bottom.set_xlabel("layer")
+    bottom.grid(alpha=0.3)
+    bottom.legend()
+    figure.savefig(path, dpi=120)
+
+
+def save(result: Atlas, folder: str | Path) -> None:
+    """Write the report, the heat map and the best head into ``folder``, each whole or not at all."""
+    folder = Path(folder)
+    result.head().save(folder / BEST_HEAD)
+    text = json.dumps(report(result), indent=4) + "\n"
+    write_whole(folder, {PICTURE: lambda path: plot(result, path), REPORT: lambda path: path.write_text(text)})
