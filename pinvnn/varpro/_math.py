@@ -5,6 +5,7 @@ is inf. What MLX does get right to 1e-15 is `power` and `tan`, and the three fun
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -26,12 +27,7 @@ def exp(x: mx.array) -> mx.array:
     Returns:
         Array of the shape and dtype of ``x``. Differentiable at any order; float64 is computed on the CPU.
     """
-    if x.dtype != mx.float64:
-        return mx.exp(x)
-    with mx.stream(mx.cpu):
-        power = mx.power(mx.array(math.e, dtype=mx.float64), x)
-        # The clip keeps 0 * inf out of exp(-inf); beyond it the result is 0 or inf anyway.
-        return power + power * (mx.clip(x, -750.0, 750.0) * _ONE_MINUS_LOG_E)
+    return _wide(_exp64, x) if x.dtype == mx.float64 else mx.exp(x)
 
 
 def sin(x: mx.array) -> mx.array:
@@ -47,7 +43,7 @@ def sin(x: mx.array) -> mx.array:
     Returns:
         Array of the shape and dtype of ``x``. Differentiable at any order; float64 is computed on the CPU.
     """
-    return _sin64(x) if x.dtype == mx.float64 else mx.sin(x)
+    return _wide(_sin64, x) if x.dtype == mx.float64 else mx.sin(x)
 
 
 def cos(x: mx.array) -> mx.array:
@@ -63,42 +59,45 @@ def cos(x: mx.array) -> mx.array:
     Returns:
         Array of the shape and dtype of ``x``. Differentiable at any order; float64 is computed on the CPU.
     """
-    return _cos64(x) if x.dtype == mx.float64 else mx.cos(x)
+    return _wide(_cos64, x) if x.dtype == mx.float64 else mx.cos(x)
 
 
-def _half_tangent(x: mx.array) -> mx.array:
-    # Stopped: the gradient of tan goes through MLX's own cos, and jvp only asks the rule below if it finds no other way
-    # in.
-    return mx.tan(0.5 * mx.stop_gradient(x))
+# Each function has a rule of its own: the gradient of tan goes through MLX's cos, and the third derivative of power is
+# wrong (MLX 0.32). The argument is stopped, as a forward-mode product asks the rule only if it finds no other way in.
+
+
+def _exp_value(x: mx.array) -> mx.array:
+    x = mx.stop_gradient(x)
+    power = mx.power(mx.array(math.e, dtype=mx.float64), x)
+    # The clip keeps 0 * inf out of exp(-inf); beyond it the result is 0 or inf anyway.
+    return power + power * (mx.clip(x, -750.0, 750.0) * _ONE_MINUS_LOG_E)
 
 
 def _sin_value(x: mx.array) -> mx.array:
-    with mx.stream(mx.cpu):
-        t = _half_tangent(x)
-        return 2 * t / (1 + t * t)
+    t = mx.tan(0.5 * mx.stop_gradient(x))
+    return 2 * t / (1 + t * t)
 
 
 def _cos_value(x: mx.array) -> mx.array:
+    t = mx.tan(0.5 * mx.stop_gradient(x))
+    return (1 - t) * (1 + t) / (1 + t * t)
+
+
+def _wide(fn: Callable, *arrays: mx.array) -> mx.array:
+    """A function of float64 arrays on the CPU, the only place for them."""
     with mx.stream(mx.cpu):
-        t = _half_tangent(x)
-        return (1 - t) * (1 + t) / (1 + t * t)
+        return fn(*arrays)
 
 
-def _times(factor: mx.array, derivative: mx.array) -> mx.array:
-    with mx.stream(mx.cpu):
-        return factor * derivative
+def _with_rule(value: Callable, derivative: Callable) -> Any:
+    """``value`` with the elementwise ``derivative``, a function of x that has a rule itself."""
+    fn: Any = mx.custom_function(lambda x: _wide(value, x))
+    fn.vjp(lambda x, cotangent, _: _wide(lambda: cotangent * derivative(x)))
+    fn.jvp(lambda x, tangent: _wide(lambda: tangent * derivative(x)))
+    fn.vmap(lambda x, axis: (_wide(fn, x), axis))
+    return fn
 
 
-def _minus_sin64(x: mx.array) -> mx.array:
-    with mx.stream(mx.cpu):
-        return -_sin64(x)
-
-
-_sin64: Any = mx.custom_function(_sin_value)
-_cos64: Any = mx.custom_function(_cos_value)
-_sin64.vjp(lambda x, cotangent, _: _times(cotangent, _cos64(x)))
-_sin64.jvp(lambda x, tangent: _times(tangent, _cos64(x)))
-_sin64.vmap(lambda x, axis: (_sin64(x), axis))
-_cos64.vjp(lambda x, cotangent, _: _times(cotangent, _minus_sin64(x)))
-_cos64.jvp(lambda x, tangent: _times(tangent, _minus_sin64(x)))
-_cos64.vmap(lambda x, axis: (_cos64(x), axis))
+_exp64 = _with_rule(_exp_value, lambda x: _exp64(x))
+_sin64 = _with_rule(_sin_value, lambda x: _cos64(x))
+_cos64 = _with_rule(_cos_value, lambda x: -_sin64(x))
