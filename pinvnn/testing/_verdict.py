@@ -44,7 +44,7 @@ class Tolerance(NamedTuple):
 
     def enough(self, scale, floor):
         """Error of finite differences at which no better step need be looked for."""
-        return floor + (self.rtol or self.precision.rtol) * scale
+        return floor + (self.precision.rtol if self.rtol is None else self.rtol) * scale
 
     def allowed(self, scale: float, error: np.ndarray, floor: float) -> np.ndarray:
         """Allowed difference, given the estimated error of the finite differences."""
