@@ -6,11 +6,16 @@ from ._backend import require_backend
 
 require_backend()  # Before anything imports MLX: a missing backend is then explained.
 
-from ._lstsq import lstsq as lstsq  # noqa: E402
-from ._pinv import diagnose as diagnose, matrix_rank as matrix_rank, pinv as pinv  # noqa: E402
-from ._ridge import ridge as ridge  # noqa: E402
-from ._subspaces import null_space as null_space, orth as orth, penrose_residuals as penrose_residuals  # noqa: E402
-from ._types import Diagnosis as Diagnosis, LstsqResult as LstsqResult  # noqa: E402
+from ._lstsq import lstsq as lstsq
+from ._pinv import diagnose as diagnose
+from ._pinv import matrix_rank as matrix_rank
+from ._pinv import pinv as pinv
+from ._ridge import ridge as ridge
+from ._subspaces import null_space as null_space
+from ._subspaces import orth as orth
+from ._subspaces import penrose_residuals as penrose_residuals
+from ._types import Diagnosis as Diagnosis
+from ._types import LstsqResult as LstsqResult
 
 try:
     __version__ = version("pinvnn")

@@ -6,6 +6,9 @@ factorization is then never differentiated and never repeated: the rules carry i
 This is lineax's ``state`` and ``transpose``, in MLX.
 """
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import mlx.core as mx
 
 from ._place import large
@@ -37,7 +40,7 @@ def _to_front(args, axes, cores):
     return out
 
 
-def attach(vjp, jvp, cores):
+def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
 
     The value is a constant: nothing flows back through its computation.
@@ -74,7 +77,30 @@ def attach(vjp, jvp, cores):
 
     # The value is stopped here, once, and not what it is computed from: MLX 0.32's compile fails ("_Map_base::at") on
     # an element-wise result of which several stopped copies are in use.
-    return lambda *args: f(*args[:-1], mx.stop_gradient(args[-1]))
+    return lambda *args: cast(mx.array, f(*args[:-1], mx.stop_gradient(args[-1])))
+
+
+def attach_like(fn, count, cores) -> Callable[..., mx.array]:
+    """Build ``f(*args, value)``, which is ``value`` with the derivatives of ``fn(*args)`` in its first ``count`` args.
+
+    ``value`` is what ``fn`` computes, by a faster route that need not be differentiable.
+    """
+
+    def vjp(out, bar, *args):
+        return mx.vjp(lambda *moving: fn(*moving, *args[count:]), list(args[:count]), [bar])[1]
+
+    def jvp(out, tangents, *args):
+        moving = [i for i in range(count) if tangents[i] is not None]
+
+        def along(*moved):
+            full = list(args)
+            for i, x in zip(moving, moved, strict=True):
+                full[i] = x
+            return fn(*full)
+
+        return mx.jvp(along, [args[i] for i in moving], [tangents[i] for i in moving])[1][0]
+
+    return attach(vjp, jvp, cores)
 
 
 def _pad(bars, args):
@@ -86,7 +112,7 @@ def _zeros(x):
         return mx.zeros_like(x)
 
 
-def constant(fn, outputs):
+def constant(fn, outputs) -> Callable[..., Any]:
     """Wrap a forward-only batched ``fn`` of one array (a factorization) so that vmap reaches its native batch.
 
     MLX's own vmap of qr, lu and solve raises, and of triangular solves is silently wrong.

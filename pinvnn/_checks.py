@@ -4,12 +4,12 @@
 """
 
 import math
-from numbers import Number
+from numbers import Real
+from typing import NoReturn
 
 import mlx.core as mx
 
-_HALF = (mx.float16, mx.bfloat16)
-_FLOATS = (mx.float32, mx.float64, mx.complex64)
+from . import _dtypes
 
 # What each named route may be asked. "auto" is right for all of it.
 METHODS = {
@@ -18,40 +18,23 @@ METHODS = {
 }
 
 
-def fail(name, rule, got, remedy, error=ValueError):
+def fail(name, rule, got, remedy, error: type[Exception] = ValueError) -> NoReturn:
     """Raise ``error`` in the library's wording."""
     raise error(f"[pinvnn.{name}] {rule}, but got {got}. {remedy}")
 
 
-def array(name, label, x, ndim=0):
+def array(name, label, x, ndim=0) -> mx.array:
     """``x`` as an array of at least ``ndim`` dimensions: anything that ``mx.array`` takes, except strings."""
     if not isinstance(x, mx.array):
         try:
             if isinstance(x, (str, bytes)) or x is None:
                 raise TypeError
             x = mx.array(x)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             fail(name, f"{label} must be an array", f"{type(x).__name__} {x!r:.40}", "Pass an mx.array.", TypeError)
     if x.ndim < ndim:
         fail(name, f"{label} must have at least {ndim} dimensions", f"shape {x.shape}", f"Reshape {label}.")
     return x
-
-
-def working_dtype(*arrays):
-    """The dtype in which the work is done: half and integers become float32; complex64 wins, then float64."""
-    dtypes = [x.dtype for x in arrays]
-    return next((d for d in (mx.complex64, mx.float64) if d in dtypes), mx.float32)
-
-
-def result_dtype(*arrays):
-    """The dtype that is handed back: half if all floating input is of one half type, else the working dtype."""
-    kinds = {x.dtype for x in arrays if mx.issubdtype(x.dtype, mx.inexact)}
-    return kinds.pop() if len(kinds) == 1 and kinds <= set(_HALF) else working_dtype(*arrays)
-
-
-def real(dtype):
-    """The dtype of a magnitude."""
-    return mx.float32 if dtype == mx.complex64 else dtype
 
 
 def real_array(name, label, x, like):
@@ -59,17 +42,15 @@ def real_array(name, label, x, like):
     x = array(name, label, x)
     if x.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
-    return x.astype(real(like))
+    return x.astype(_dtypes.real(like))
 
 
 def tolerance(name, label, t, batch=None):
     """A tolerance: None, a non-negative number, or an array over the batch."""
     if t is None:
         return None
-    if isinstance(t, Number) and not isinstance(t, complex):
-        if not t >= 0:
-            fail(name, f"{label} must be non-negative", f"{t}", "Pass 0 to keep every non-zero singular value.")
-        return t
+    if isinstance(t, Real):
+        return _non_negative(name, label, t, "Pass 0 to keep every non-zero singular value.")
     t = array(name, label, t)
     if t.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
@@ -78,12 +59,20 @@ def tolerance(name, label, t, batch=None):
     return t
 
 
+def _non_negative(name, label, x, remedy):
+    try:
+        number = float(x)
+    except OverflowError:  # an int beyond float64
+        number = math.inf
+    if not 0 <= number < math.inf:
+        fail(name, f"{label} must be non-negative and finite", f"{number}", remedy)
+    return number
+
+
 def penalty(name, l2, n, k, vector):
     """``l2`` as a number or an array that broadcasts against the solution (n, k), or (n,) for a vector."""
-    if isinstance(l2, Number) and not isinstance(l2, complex):
-        if not l2 >= 0 or math.isinf(l2):
-            fail(name, "l2 must be non-negative and finite", f"{l2}", "Pass 0 for no penalty.")
-        return l2
+    if isinstance(l2, Real):
+        return _non_negative(name, "l2", l2, "Pass 0 for no penalty.")
     l2 = array(name, "l2", l2)
     if l2.dtype == mx.complex64:
         fail(name, "l2 must be real", "complex64", "Pass its real part.", TypeError)

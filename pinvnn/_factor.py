@@ -1,10 +1,10 @@
 """Factorizations, forward only: the factors that leave this file are constants for differentiation.
 
-What the rules need of a matrix A (m x n) is the eigen-decomposition of its Gram matrix, A^H A = V diag(s^2) V^H: n x n and
-in float64, however tall A is. float32 and complex64 input gets it from a Gram matrix accumulated in float64 over row
-blocks, which resolves s down to 1e-8 of the largest; float64 input, which has no wider type, from a QR by row blocks and
-an SVD of the small factor. A complex matrix X + iY lives in the small problems as [[X, -Y], [Y, X]], since MLX has no
-complex128.
+What the rules need of a matrix A (m x n) is the eigen-decomposition of its Gram matrix, A^H A = V diag(s^2) V^H: n x n
+and in float64, however tall A is. float32 and complex64 input gets it from a Gram matrix accumulated in float64 over
+row blocks, which resolves s down to 1e-8 of the largest; float64 input, which has no wider type, from a QR by row
+blocks and an SVD of the small factor. A complex matrix X + iY lives in the small problems as [[X, -Y], [Y, X]], since
+MLX has no complex128.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Factor(NamedTuple):
 CORES = (2, 1, 1, 2)
 
 
-# --- The embedding of complex into real, and the step into float64 -----------------------------------------------------
+# --- The embedding of complex into real, and the step into float64 --------------------------------
 
 
 def stack(x):
@@ -88,20 +88,19 @@ def h(x):
     return mx.conjugate(_t(x)) if x.dtype == mx.complex64 else _t(x)
 
 
-# --- Large products in float64, by row blocks --------------------------------------------------------------------------
+# --- Large products in float64, by row blocks -----------------------------------------------------
 
 
 def cross(a, b, w=None):
     """``a^H diag(w) b`` accumulated in float64 without a float64 copy of either, stacked ``(..., n or 2n, k)``."""
     with on_cpu():
-        total = None
-        for i in range(0, max(a.shape[-2], 1), BLOCK):
+        total = mx.zeros((), mx.float64)
+        for i in range(0, a.shape[-2], BLOCK):
             left = _halves(a[..., i : i + BLOCK, :])
             right = left if a is b and w is None else _halves(b[..., i : i + BLOCK, :])
             if w is not None:
                 right = right * w[..., i : i + BLOCK, None].astype(mx.float64)
-            part = _t(left) @ right
-            total = part if total is None else total + part
+            total = total + _t(left) @ right
         if a.dtype != mx.complex64:
             return total
         (rr, ri), (ir, ii) = (mx.split(half, 2, axis=-1) for half in mx.split(total, 2, axis=-2))
@@ -109,12 +108,12 @@ def cross(a, b, w=None):
 
 
 def times(a, x):
-    """``a @ x`` for tall ``a`` (..., m, n) and small stacked float64 ``x``, summed in float64, in the dtype of ``a``."""
+    """``a @ x`` for tall ``a`` (..., m, n) and small stacked ``x``, summed in float64, in the dtype of ``a``."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
-        rows = [_halves(a[..., i : i + BLOCK, :]) @ x for i in range(0, max(a.shape[-2], 1), BLOCK)]
+        rows = [_halves(a[..., i : i + BLOCK, :]) @ x for i in range(0, a.shape[-2], BLOCK)]
         if a.dtype == mx.complex64:
             pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]
             rows = [re + mx.array(1j, mx.complex64) * im for re, im in pairs]
@@ -122,7 +121,7 @@ def times(a, x):
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2)
 
 
-# --- LAPACK ------------------------------------------------------------------------------------------------------------
+# --- LAPACK ---------------------------------------------------------------------------------------
 
 _eigh = constant(lambda x: mx.linalg.eigh(x, stream=CPU), 2)
 _svd = constant(lambda x: mx.linalg.svd(x, stream=CPU), 3)
@@ -143,10 +142,11 @@ def thin_qr(a):
     return q.reshape(*batch, blocks * rows, n)[..., :m, :], r
 
 
-def _power_of_two(x):
-    """1 / x to the nearest power of two, 1 where x is 0; scaling by it is exact."""
+def _power_of_two(x, dtype):
+    """1 / x to the nearest power of two that the real ``dtype`` can hold, 1 where x is 0; scaling by it is exact."""
+    largest = 1000 if dtype == mx.float64 else 120
     exponent = mx.round(mx.log2(mx.where(x > 0, x, mx.ones_like(x))))
-    return mx.power(mx.array(2.0, mx.float64), -mx.clip(exponent, -120, 120))
+    return mx.power(mx.array(2.0, mx.float64), -mx.clip(exponent, -largest, largest))
 
 
 def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
@@ -158,7 +158,7 @@ def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
             gram = mx.concatenate([gram, mx.concatenate([-im, re], -2)], -1)
         size = mx.max(mx.abs(mx.diagonal(gram, axis1=-2, axis2=-1)), axis=-1)[..., None, None]
         finite = mx.all(mx.isfinite(gram), axis=(-2, -1), keepdims=True)
-        r = _power_of_two(mx.sqrt(mx.where(finite, size, mx.ones_like(size))))
+        r = _power_of_two(mx.sqrt(mx.where(finite, size, mx.ones_like(size))), entry_dtype)
         clean = mx.where(finite, gram * r * r, mx.zeros_like(gram))
         values, v = _eigh((clean + _t(clean)) / 2)
         values, v = values[..., ::-1], v[..., ::-1]
@@ -173,7 +173,7 @@ def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
 def _decide(v, s, r, finite, dtype, shape, rtol, atol):
     limit = _rank.cutoff(s[..., 0], shape, dtype, rtol, None if atol is None else atol * r[..., 0, 0])
     kept = _rank.keep(s, limit).astype(mx.float64)
-    bad = ~finite
+    bad = ~finite | mx.isnan(limit)[..., None, None]
     v = mx.where(bad, mx.array(float("nan"), mx.float64), v)
     s = mx.where(bad[..., 0], mx.array(float("nan"), mx.float64), s)
     kept = mx.where(bad[..., 0], mx.zeros_like(kept), kept)
@@ -202,15 +202,16 @@ def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
 
 
 def _tolerance(t):
-    """A number or an array over the batch, in float64."""
-    return mx.array(t).astype(mx.float64)
+    """A number or an array over the batch, in float64; NaN where it is negative."""
+    t = mx.array(t, mx.float64) if isinstance(t, float) else t.astype(mx.float64)
+    return mx.where(t >= 0, t, mx.array(float("nan"), mx.float64))
 
 
 def _qr_factor(a, dtype, rtol, atol):
     m, n = a.shape[-2:]
     size = mx.max(mx.abs(a), axis=(-2, -1), keepdims=True)
     finite = mx.all(mx.isfinite(a), axis=(-2, -1), keepdims=True)
-    r = _power_of_two(mx.where(finite, size, mx.ones_like(size)))
+    r = _power_of_two(mx.where(finite, size, mx.ones_like(size)), dtype)
     clean = mx.where(finite, a * r, mx.zeros_like(a))
     if m < n:
         clean = mx.concatenate([clean, mx.zeros((*clean.shape[:-2], n - m, n), clean.dtype)], -2)
@@ -220,7 +221,7 @@ def _qr_factor(a, dtype, rtol, atol):
     return _decide(_t(vt), s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
 
 
-# --- Values ------------------------------------------------------------------------------------------------------------
+# --- Values ---------------------------------------------------------------------------------------
 
 
 def spectral(f: Factor, d, x):

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from . import _checks, _rank
+from . import _checks, _dtypes, _rank
 from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value, unstack
 from ._pinv import rank
 from ._place import large, on_cpu
@@ -33,8 +33,8 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
 
     Returns:
         :class:`LstsqResult` ``(solution, residuals, rank, singular_values)``. ``solution`` is ``(..., n, k)``, or
-        ``(n,)`` for a vector ``b``. All but the rank are differentiable in ``a``, ``b`` and ``weights``; singular values
-        that are numerically zero have gradient 0. Residuals and singular values of half input are float32.
+        ``(n,)`` for a vector ``b``. All but the rank are differentiable in ``a``, ``b`` and ``weights``; singular
+        values that are numerically zero have gradient 0. Residuals and singular values of half input are float32.
 
     Raises:
         ValueError: for shapes, tolerances or a method that do not fit.
@@ -53,7 +53,7 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
     """
     name = "lstsq"
     a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
-    out, work = _checks.result_dtype(a, b), _checks.working_dtype(a, b)
+    out, work = _dtypes.result(a, b), _dtypes.working(a, b)
     if weights is not None:
         weights = _checks.real_array(name, "weights", weights, work)
     _checks.rows(name, a, b, weights)
@@ -79,7 +79,7 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
 
 
 def _empty(a, shape):
-    real = _checks.real(a.dtype)
+    real = _dtypes.real(a.dtype)
     least = min(a.shape[-2:])
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
 
@@ -107,9 +107,10 @@ def _singular_values(a, w, f: Factor):
     with on_cpu():
         values = eigenvalues(gram(a, w, f), f, twins)
         s, values = (f.s[..., ::2], (values[..., ::2] + values[..., 1::2]) / 2) if twins else (f.s, values)
-        real = s > _rank.default_rtol(*a.shape[-2:], a.dtype) * s[..., :1]
+        m, n = a.shape[-2:]
+        real = s > _rank.default_rtol(m, n, a.dtype) * s[..., :1]
         root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))
-        return (mx.where(real, root, s) / f.r[..., 0]).astype(_checks.real(a.dtype))
+        return (mx.where(real, root, s) / f.r[..., 0]).astype(_dtypes.real(a.dtype))
 
 
 def normal_lstsq(gram_matrix, rhs, rtol=None):
@@ -129,7 +130,6 @@ def normal_lstsq(gram_matrix, rhs, rtol=None):
         if n == 0:
             return mx.zeros(rhs.shape, rhs.dtype)
         k = gram_matrix.astype(mx.float64)
-        rtol = (n * _rank.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
+        rtol = (n * _dtypes.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
         f = gram_factor(k, gram_matrix.dtype, (n, n), rtol, None)
-        rr = f.r * f.r
-        return (inverse(k * rr, rhs.astype(mx.float64), f) * rr).astype(rhs.dtype)
+        return (inverse(k * f.r * f.r, rhs.astype(mx.float64), f) * f.r * f.r).astype(rhs.dtype)

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from . import _checks, _rank
+from . import _checks, _dtypes, _rank
 from ._factor import Factor, factor, h, pinv_value
 from ._place import large, on_cpu
 from ._rules import attach_pinv
@@ -51,8 +51,8 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
         array([[-0.25]], dtype=float32)
     """
     a = _matrix("pinv", a, hermitian)
-    out = _checks.result_dtype(a)
-    work = _checks.working_dtype(a)
+    out = _dtypes.result(a)
+    work = _dtypes.working(a)
     method = _checks.method("pinv", method, work)
     rtol, atol = _tolerances("pinv", a, rtol, atol)
     with large(work, stream):
@@ -119,7 +119,7 @@ def diagnose(a, *, rtol=None, atol=None):
         return Diagnosis(zeros, ones, ones, mx.zeros(batch), mx.ones(batch, mx.bool_))
     with on_cpu():
         kept = f.kept > 0
-        dtype = _checks.real(_checks.working_dtype(a))
+        dtype = _dtypes.real(_dtypes.working(a))
         last = mx.min(mx.where(kept, f.s, mx.array(float("inf"), f.s.dtype)), axis=-1)
         s_max = f.s[..., 0]
         cond = mx.where(mx.any(kept, axis=-1), s_max / last, mx.full(s_max.shape, float("inf"), s_max.dtype))
@@ -138,7 +138,7 @@ def rank(a, f: Factor):
 def _small_factor(name, a, rtol, atol, hermitian):
     """Working ``a`` and the :class:`Factor` of its taller orientation, None if it is empty."""
     a = _matrix(name, a, hermitian)
-    work = _checks.working_dtype(a)
+    work = _dtypes.working(a)
     rtol, atol = _tolerances(name, a, rtol, atol)
     with large(work):
         a = _working(a, work, hermitian)

@@ -2,26 +2,21 @@
 
 import mlx.core as mx
 
-_EPS = {mx.float32: 2.0**-23, mx.complex64: 2.0**-23, mx.float64: 2.0**-52}
-
-
-def eps(dtype: mx.Dtype) -> float:
-    """Spacing of the working ``dtype`` at 1 (float16 and bfloat16 work in float32)."""
-    return _EPS.get(dtype, 2.0**-23)
+from ._dtypes import eps
 
 
 def default_rtol(m: int, n: int, dtype: mx.Dtype) -> float:
-    """The documented default cutoff, ``min(m, n) * eps``, relative to the largest singular value.
+    """The documented default cutoff ``min(m, n) * eps``, relative to the largest singular value.
 
-    NumPy and torch use ``max(m, n) * eps``, which exceeds 1 for a float32 matrix of ten million rows. The rounding noise
-    that a cutoff must reject does not grow with the long side here: float32 input is accumulated in float64 and float64
-    input is factored by row blocks.
+    NumPy and torch use ``max(m, n) * eps``, which exceeds 1 for a float32 matrix of ten million rows. The rounding
+    noise that a cutoff must reject does not grow with the long side here: float32 input is accumulated in float64 and
+    float64 input is factored by row blocks.
     """
     return min(m, n) * eps(dtype)
 
 
-def cutoff(s_max, shape, dtype: mx.Dtype, rtol=None, atol=None):
-    """``max(atol, rtol * s_max)``: singular values at or below it are dropped. ``atol`` without ``rtol``: ``rtol = 0``."""
+def cutoff(s_max, shape: tuple[int, int], dtype: mx.Dtype, rtol=None, atol=None):
+    """``max(atol, rtol * s_max)``: what is at or below it is dropped. ``atol`` without ``rtol`` means ``rtol = 0``."""
     if rtol is None:
         rtol = default_rtol(*shape, dtype) if atol is None else 0.0
     floor = rtol * s_max

@@ -2,10 +2,9 @@
 
 import mlx.core as mx
 
-from . import _checks
+from . import _checks, _dtypes
 from ._factor import Factor, cross, embed, factor, gram_factor, stack, unstack
 from ._place import large, on_cpu
-from ._rank import eps
 from ._ridge_rules import Inverse, attach_ridge, gram_normal, solution
 
 _METHODS = ("auto", "primal", "dual")
@@ -17,9 +16,9 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
     .. math::
         W = \arg\min_W \sum_{i,t} w_i\,|b_{it} - a_i W_t|^2 + \sum_{j,t} l_{jt}\,|W_{jt}|^2,
 
-    a sum and not a mean: ``l2`` is scikit-learn's ``alpha``. One factorization serves all targets, unless ``l2`` differs
-    both by feature and by target. The problem is solved in its n x n form (primal), or, if m < n and ``l2`` is the same
-    for all features, in its m x m form (dual).
+    a sum and not a mean: ``l2`` is scikit-learn's ``alpha``. One factorization serves all targets, unless ``l2``
+    differs both by feature and by target. The problem is solved in its n x n form (primal), or, if m < n and ``l2`` is
+    the same for all features, in its m x m form (dual).
 
     Args:
         a: ``(..., m, n)``, of a dtype that :func:`pinvnn.pinv` takes.
@@ -51,7 +50,7 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
     """
     name = "ridge"
     a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
-    out, work = _checks.result_dtype(a, b), _checks.working_dtype(a, b)
+    out, work = _dtypes.result(a, b), _dtypes.working(a, b)
     if weights is not None:
         weights = _checks.real_array(name, "weights", weights, work)
     _checks.rows(name, a, b, weights)
@@ -172,7 +171,7 @@ def _judge(f: Factor, l2):
     L is exact, so that where every feature has a penalty above the noise of float64 nothing is singular; else the
     ordinary rank decision holds.
     """
-    noise = 4 * f.s.shape[-1] * eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
+    noise = 4 * f.s.shape[-1] * _dtypes.eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
     penalized = (mx.min(l2, axis=-2) > noise)[..., None]
     kept = mx.where(penalized, f.s > 0, f.kept > 0).astype(mx.float64)
     return f._replace(kept=mx.stop_gradient(kept))
@@ -200,5 +199,5 @@ def normal_ridge(gram, rhs, l2):
         if l2.shape[-2] > 1:
             inverse = _feature_gram_inverse(k, l2, entries, n)
         else:
-            inverse = Inverse(gram_factor(k, entries, (n, n), (n * eps(entries)) ** 0.5), "shared")
+            inverse = Inverse(gram_factor(k, entries, (n, n), (n * _dtypes.eps(entries)) ** 0.5), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

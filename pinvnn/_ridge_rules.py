@@ -7,7 +7,8 @@ W = R A^T D b with R_t = (A^T D A + L_t)^-1 for each target t, D = diag(w), L_t 
 
 (l2_bar summed over the dimensions along which l2 broadcasts.) ``normal`` is R h and closes the rules:
 
-    q = R h, u = R q_bar:  h_bar = u,  A_bar = -D ((A q) u^T + (A u) q^T),  w_bar = -sum_t (A u) o (A q),  l2_bar = -u o q
+    q = R h, u = R q_bar:  h_bar = u,  A_bar = -D ((A q) u^T + (A u) q^T),  w_bar = -sum_t (A u) o (A q),
+    l2_bar = -u o q
 
 No sqrt(w) appears, so that the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
 ([[Re, -Im], [Im, Re]]), and so do dual ones in float64.
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import _rank
+from . import _dtypes
 from ._attach import attach
 from ._factor import CORES, Factor, cross
 from ._place import large, on_cpu
@@ -45,7 +46,7 @@ def _denominator(inverse: Inverse, l2, shape):
     if inverse.route == "feature":
         return mx.where(f.kept[..., None] > 0, 1 / (s * s), nan)
     l2 = mx.where(l2 < 0, nan, l2) * f.r * f.r
-    noise = 4 * shape[-1] * _rank.eps(mx.float64) * s[..., :1, :] ** 2
+    noise = 4 * shape[-1] * _dtypes.eps(mx.float64) * s[..., :1, :] ** 2
     singular = mx.any(f.kept == 0, axis=-1)[..., None, None] & (l2 <= noise)
     if inverse.route == "dual":
         singular = l2 <= 0  # m < n: without a penalty there is no unique solution
@@ -79,17 +80,26 @@ def solution(inverse: Inverse, a, b, w, l2, left=None):
     with on_cpu():
         f = inverse.f
         d = _denominator(inverse, l2, a.shape)
-        root = None if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
+        root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
         if inverse.route == "dual":
-            weighted = b if root is None else root * b
-            inner = f.v @ (d * (_t(f.v) @ weighted)) * f.r * f.r
-            return _t(a) @ (inner if root is None else root * inner)
+            inner = f.v @ (d * (_t(f.v) @ (root * b))) * f.r * f.r
+            return _t(a) @ (root * inner)
         if left is None:
             right = _columns(inverse, cross(a, b, w))
             return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ right)) * f.r * f.r)
-        right = _columns(inverse, b if root is None else root * b)
+        right = _columns(inverse, root * b)
         u = left[..., : a.shape[-2], :]
         return _uncolumns(inverse, f.v @ (d * f.s[..., None] * (_t(u) @ right)) * f.r)
+
+
+def _scale(inverse: Inverse, dtype):
+    """The power of two 1 / |A|, one for all targets, in float64 and in ``dtype``.
+
+    R x is of the size of x / |A|^2, which float32 cannot hold at scales of 1e24; r goes over both sides of a product.
+    """
+    with on_cpu():
+        r = mx.max(inverse.f.r, axis=-3) if inverse.route == "feature" else inverse.f.r
+        return r, r.astype(dtype)
 
 
 def _narrow(x, dtype):
@@ -116,10 +126,11 @@ def _build(route):
         u = normal(a, w, l2, bar, inverse(hints))
         with on_cpu():
             l2_bar = -u * q
-        u, q = _narrow(u, a.dtype), _narrow(q, a.dtype)
+        r, rs = _scale(inverse(hints), a.dtype)
+        ur, qr = _narrow(u / r, a.dtype), _narrow(q / r, a.dtype)
         with large(a.dtype):
-            au, aq, weight = a @ u, a @ q, w[..., None]
-            a_bar = -((weight * aq) @ _t(u) + (weight * au) @ _t(q))
+            au, aq, weight = (a @ ur) * rs, (a @ qr) * rs, w[..., None]
+            a_bar = -((weight * aq) @ _t(ur) + (weight * au) @ _t(qr)) * rs
             return a_bar, -_sum_to(au * aq, w), l2_bar, _wide(u)
 
     def normal_jvp(q, tangents, a, w, l2, x, *hints):
@@ -133,17 +144,18 @@ def _build(route):
                 parts.append(-_t(a) @ (dw[..., None] * (a @ small)))
         with on_cpu():
             parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * q]) + ([] if dx is None else [dx])
-            return normal(a, w, l2, sum(parts[1:], parts[0]), inverse(hints))
+            return normal(a, w, l2, sum(parts), inverse(hints))
 
     def ridge_vjp(x, bar, a, b, w, l2, *hints):
         z = normal(a, w, l2, _wide(bar), inverse(hints))
         with on_cpu():
             l2_bar = -z * _wide(x)
-        z = _narrow(z, a.dtype)
+        r, rs = _scale(inverse(hints), a.dtype)
+        zr = _narrow(z / r, a.dtype)
         with large(a.dtype):
-            rest, az, weight = b - a @ x, a @ z, w[..., None]
+            rest, az, weight = b - a @ x, (a @ zr) * rs, w[..., None]
             b_bar = weight * az
-            return (weight * rest) @ _t(z) - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
+            return (weight * rest) @ _t(zr) * rs - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
@@ -157,7 +169,7 @@ def _build(route):
                 parts.append(_t(a) @ (weight * db))
         with on_cpu():
             parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * _wide(x)])
-            return _narrow(normal(a, w, l2, sum(parts[1:], parts[0]), inverse(hints)), a.dtype)
+            return _narrow(normal(a, w, l2, sum(parts), inverse(hints)), a.dtype)
 
     return (
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
@@ -169,7 +181,7 @@ def _cores(route):
     return (3, 2, 2, 3) if route == "feature" else CORES
 
 
-# --- From a Gram matrix -------------------------------------------------------------------------------------------------
+# --- From a Gram matrix ---------------------------------------------------------------------------
 
 
 def gram_normal(k, l2, x, inverse: Inverse):
@@ -192,7 +204,7 @@ def _build_gram(route):
             parts = [] if dx is None else [dx]
             parts += [] if dk is None else [-(dk + _t(dk)) @ q / 2]
             parts += [] if dl is None else [-dl * q]
-            return gram_normal(k, l2, sum(parts[1:], parts[0]), Inverse(Factor(*hints), route))
+            return gram_normal(k, l2, sum(parts), Inverse(Factor(*hints), route))
 
     return attach(vjp, jvp, (2, 2, 2, *_cores(route), 2))
 

@@ -1,8 +1,8 @@
 """Derivative rules of the large problems: pure functions of the inputs, the attached result and the hints.
 
 Notation as in ``_spectral`` and docs/math.md: A is m x n and tall, P = A^+ (n x m), D = diag(w), K = A^H D A,
-B = K^+ truncated, x = B A^H D b, z = B x_bar; ``out`` is the result with its derivative attached. Golub and Pereyra 1973,
-Eq. 4.12 (doi 10.1137/0710036), reads, for a constant rank,
+B = K^+ truncated, x = B A^H D b, z = B x_bar; ``out`` is the result with its derivative attached. Golub and Pereyra
+1973, Eq. 4.12 (doi 10.1137/0710036), reads, for a constant rank,
 
     dP    = -P dA P + B dA^H (I - A P) + (I - P A) dA^H P^H P
     A_bar = -P^H G P^H + (I - A P) G^H B + P^H P G^H (I - P A),    G = P_bar.
@@ -20,6 +20,7 @@ none overflows at scales of 1e30.
 import mlx.core as mx
 
 from ._attach import attach
+from ._dtypes import real
 from ._factor import CORES, Factor, embed, h, stack, unembed, unstack
 from ._place import large, on_cpu
 from ._spectral import inverse, pull_back, split
@@ -40,10 +41,10 @@ def _weigh(w, x):
 
 def _scale(f: Factor, dtype):
     with on_cpu():
-        return f.r.astype(mx.float32 if dtype == mx.complex64 else dtype)
+        return f.r.astype(real(dtype))
 
 
-# --- The Gram matrix: a handle ------------------------------------------------------------------------------------------
+# --- The Gram matrix: a handle --------------------------------------------------------------------
 
 
 def gram(a, w, f: Factor):
@@ -61,43 +62,39 @@ def _gram_bars(k_bar, a, w, r):
             (rr, ri), (ir, ii) = (mx.split(x, 2, axis=-1) for x in mx.split(m, 2, axis=-2))
             m = mx.concatenate([rr + ii, ir - ri], axis=-2)
         m = unstack(m * r, a.dtype)
-        r = r.astype(mx.float32 if a.dtype == mx.complex64 else a.dtype)
+        r = r.astype(real(a.dtype))
     with large(a.dtype):
         am = (a @ m) * r
         return (_weigh(w, am),) if w is None else (_weigh(w, am), _real_dot(a, am) / 2)
 
 
-def _gram_tangent(da, dw, a, w):
-    """dK = dA^H D A + A^H D dA + A^H dD A, embedded."""
-    with large(a.dtype):
-        dk = None
-        if da is not None:
-            half = h(da) @ _weigh(w, a)
-            dk = half + h(half)
-        if dw is not None:
-            part = h(a) @ _weigh(dw, a)
-            dk = part if dk is None else dk + part
-    return embed(dk)
-
-
-def _scaled_gram_tangent(da, dw, a, w, r):
+def _gram_tangent(da, dw, a, w, r):
+    """The tangent dK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded."""
     with on_cpu():
-        return _gram_tangent(da, dw, a, w) * r * r
+        r = r.astype(real(a.dtype))
+    with large(a.dtype):
+        parts, a = [], a * r
+        if da is not None:
+            half = h(da * r) @ _weigh(w, a)
+            parts.append(half + h(half))
+        if dw is not None:
+            parts.append(h(a) @ _weigh(dw, a))
+        return embed(parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
 
 _gram = attach(
     lambda out, bar, a, r: _gram_bars(bar, a, None, r),
-    lambda out, d, a, r: _scaled_gram_tangent(d[0], None, a, None, r),
+    lambda out, d, a, r: _gram_tangent(d[0], None, a, None, r),
     (2, 2, 2),
 )
 _weighted_gram = attach(
     lambda out, bar, a, w, r: _gram_bars(bar, a, w, r),
-    lambda out, d, a, w, r: _scaled_gram_tangent(d[0], d[1], a, w, r),
+    lambda out, d, a, w, r: _gram_tangent(d[0], d[1], a, w, r),
     (2, 1, 2, 2),
 )
 
 
-# --- Pseudo-inverse -----------------------------------------------------------------------------------------------------
+# --- Pseudo-inverse -------------------------------------------------------------------------------
 
 
 def _pinv_vjp(p, g, a, *hints):
@@ -106,7 +103,7 @@ def _pinv_vjp(p, g, a, *hints):
     with large(a.dtype):
         t, ga = g @ h(p), (g * _scale(f, a.dtype)) @ a
     with on_cpu():
-        m = pull_back(k, embed(t), embed(ga) * f.r, f)
+        m = pull_back(k, embed(t), embed(ga) * f.r, f, real(a.dtype))
         b = inverse(k, mx.broadcast_to(mx.eye(m.shape[-1], dtype=mx.float64), m.shape), f)
         b, m = unembed(b * f.r, a.dtype), unembed(m * f.r, a.dtype)
     with large(a.dtype):
@@ -118,7 +115,7 @@ def _pinv_jvp(p, tangents, a, *hints):
     f = Factor(*hints)
     da = tangents[0]
     k = gram(a, None, f)
-    dk = _scaled_gram_tangent(da, None, a, None, f.r)
+    dk = _gram_tangent(da, None, a, None, f.r)
     with on_cpu():
         c = split(k, dk, f)
         bc = unembed(inverse(k, c, f) * f.r, a.dtype)
@@ -131,7 +128,7 @@ def _pinv_jvp(p, tangents, a, *hints):
 attach_pinv = attach(_pinv_vjp, _pinv_jvp, (2, *CORES, 2))
 
 
-# --- Least squares, A tall (or weighted): x = B A^H D b ------------------------------------------------------------------
+# --- Least squares, A tall (or weighted): x = B A^H D b -------------------------------------------
 
 
 def _solve_bars(x, bar, a, b, w, f: Factor):
@@ -143,7 +140,7 @@ def _solve_bars(x, bar, a, b, w, f: Factor):
         right = h(a) @ _weigh(w, b * _scale(f, a.dtype))
     with on_cpu():
         t, g = embed(bar) @ _t(embed(x)), embed(bar) @ _t(embed(right)) * f.r
-        m = unembed(pull_back(k, t, g, f) * f.r, a.dtype)
+        m = unembed(pull_back(k, t, g, f, real(a.dtype)) * f.r, a.dtype)
         z = unstack(inverse(k, stack(bar), f) * f.r, a.dtype)
     with large(a.dtype):
         r = _scale(f, a.dtype)
@@ -156,22 +153,21 @@ def _solve_tangent(x, tangents, a, b, w, f: Factor):
     # dx = B (A^H D db + A^H dD (b - A x) + dA^H D (b - A x) - A^H D dA x + C A^H D b) + C^H x
     da, db, dw = (*tangents, None)[:3]
     with large(a.dtype):
-        right, rest = None, b - a @ x
-        for moved, part in (
-            (db, lambda: h(a) @ _weigh(w, db)),
-            (dw, lambda: h(a) @ _weigh(dw, rest)),
-            (da, lambda: h(da) @ _weigh(w, rest) - h(a) @ _weigh(w, da @ x)),
-        ):
-            if moved is not None:
-                right = part() if right is None else right + part()
-        normal = h(a) @ _weigh(w, b)
+        rest, parts, r = b - a @ x, [], _scale(f, a.dtype)
+        ah = h(a * r)
+        if db is not None:
+            parts.append(ah @ _weigh(w, db))
+        if dw is not None:
+            parts.append(ah @ _weigh(dw, rest))
+        if da is not None:
+            parts.append(h(da * r) @ _weigh(w, rest) - ah @ _weigh(w, da @ x))
+        normal = ah @ _weigh(w, b)
     with on_cpu():
-        k = gram(a, w, f)
-        right = stack(right)
+        k, right = gram(a, w, f), sum(map(stack, parts))
         if da is None and dw is None:
-            return unstack(inverse(k, right, f) * f.r * f.r, a.dtype)
-        c = split(k, _scaled_gram_tangent(da, dw, a, w, f.r), f)
-        dx = inverse(k, right + c @ stack(normal), f) * f.r * f.r + _t(c) @ stack(x)
+            return unstack(inverse(k, right, f) * f.r, a.dtype)
+        c = split(k, _gram_tangent(da, dw, a, w, f.r), f)
+        dx = inverse(k, right + c @ stack(normal), f) * f.r + _t(c) @ stack(x)
         return unstack(dx, a.dtype)
 
 
@@ -187,7 +183,7 @@ attach_weighted_solve = attach(
 )
 
 
-# --- The adjoint, for wide problems: x = A B h = (A^+)^H h with A tall --------------------------------------------------
+# --- The adjoint, for wide problems: x = A B h = (A^+)^H h with A tall ----------------------------
 
 
 def _adjoint_vjp(x, bar, a, b, *hints):
@@ -197,11 +193,11 @@ def _adjoint_vjp(x, bar, a, b, *hints):
     with large(a.dtype):
         w_bar = h(a) @ bar
     with on_cpu():
-        rr, w = f.r * f.r, inverse(k, stack(b), f)
-        t = embed(w_bar) @ _t(embed(unstack(w, a.dtype))) * rr
-        g = embed(w_bar) @ _t(embed(b)) * rr
-        m = unembed(pull_back(k, t, g, f) * f.r, a.dtype)
-        h_bar = unstack(inverse(k, stack(w_bar), f) * rr, a.dtype)
+        w = inverse(k, stack(b), f)
+        t = embed(w_bar) @ _t(embed(unstack(w, a.dtype))) * f.r * f.r
+        g = embed(w_bar) @ _t(embed(b)) * f.r * f.r
+        m = unembed(pull_back(k, t, g, f, real(a.dtype)) * f.r, a.dtype)
+        h_bar = unstack(inverse(k, stack(w_bar), f) * f.r * f.r, a.dtype)
         w = unstack(w * f.r, a.dtype)
     with large(a.dtype):
         return (bar @ h(w) + a @ m) * _scale(f, a.dtype), h_bar
@@ -213,17 +209,17 @@ def _adjoint_jvp(x, tangents, a, b, *hints):
     da, db = tangents[:2]
     k = gram(a, None, f)
     with on_cpu():
-        rr, hs = f.r * f.r, stack(b)
+        hs = stack(b)
         w = inverse(k, hs, f)
-        dw = None if db is None else inverse(k, stack(db), f)
+        parts = [] if db is None else [inverse(k, stack(db), f)]
         if da is not None:
-            dk = _scaled_gram_tangent(da, None, a, None, f.r)
+            dk = _gram_tangent(da, None, a, None, f.r)
             c = split(k, dk, f)
-            turn = inverse(k, c @ hs - dk @ w, f) + _t(c) @ w
-            dw = turn if dw is None else dw + turn
-        w, dw = unstack(w * rr, a.dtype), unstack(dw * rr, a.dtype)
+            parts.append(inverse(k, c @ hs - dk @ w, f) + _t(c) @ w)
+        w, dw = unstack(w * f.r, a.dtype), unstack(sum(parts) * f.r, a.dtype)
     with large(a.dtype):
-        return a @ dw if da is None else da @ w + a @ dw
+        moved = a @ dw if da is None else da @ w + a @ dw
+        return moved * _scale(f, a.dtype)
 
 
 attach_adjoint = attach(_adjoint_vjp, _adjoint_jvp, (2, 2, *CORES, 2))

@@ -18,9 +18,9 @@ K enters only as a handle that carries derivatives back to A (see ``_rules.gram`
 
 import mlx.core as mx
 
-from ._attach import attach
+from ._attach import attach, attach_like
 from ._factor import CORES, Factor, reciprocal, spectral
-from ._place import on_cpu
+from ._place import large, on_cpu
 
 
 def _t(x):
@@ -36,32 +36,56 @@ def inverse(k, x, f: Factor):
 def split(k, x, f: Factor):
     """``S(x)``, the kept-by-dropped block of ``x`` (..., n, n) over the differences of the eigenvalues."""
     with on_cpu():
-        on, off = f.kept[..., :, None], 1 - f.kept[..., None, :]
-        s, t = f.s[..., :, None], f.s[..., None, :]
-        pair = on * off > 0
-        # (s - t)(s + t), not s^2 - t^2: the difference of two close values keeps its digits.
-        weight = mx.where(pair, 1 / mx.where(pair, (s - t) * (s + t), mx.ones_like(pair)), mx.zeros_like(on))
-        value = f.v @ (weight * (_t(f.v) @ x @ f.v)) @ _t(f.v)
-        return _split(k, x, *f, value)
+        return _split(k, x, *f, f.v @ (_split_weight(f) * (_t(f.v) @ x @ f.v)) @ _t(f.v))
 
 
-def pull_back(k, t, g, f: Factor):
+def _split_weight(f: Factor):
+    """1 / (l_k - l_d) for kept rows and dropped columns, zero elsewhere."""
+    pair = f.kept[..., :, None] * (1 - f.kept[..., None, :]) > 0
+    s, t = f.s[..., :, None], f.s[..., None, :]
+    # (s - t)(s + t), not s^2 - t^2: the difference of two close values keeps its digits.
+    difference = mx.where(pair, (s - t) * (s + t), mx.array(1.0, mx.float64))
+    return mx.where(pair, 1 / difference, mx.array(0.0, mx.float64))
+
+
+def pull_back(k, t, g, f: Factor, dtype):
     """Cotangent of the Gram matrix from one of ``B``: if B_bar = ``g`` and ``t`` = B_bar B, then A_bar = A @ result.
 
-    M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2 digits
-    when A_bar is large, where the caller has the product A_bar A^+ at hand.
+    M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2
+    digits when A_bar is large, where the caller has the product A_bar A^+ at hand. The products are summed in
+    ``dtype``: what they lose in float32, A @ M loses too.
     """
+    with large(dtype):
+        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
     with on_cpu():
+        return _attach_pull_back(k, t, g, *f, fast.astype(mx.float64))
+
+
+def _pull_back(k, t, g, *hints):
+    with on_cpu():
+        f = Factor(*hints)
         bt = inverse(k, t, f)
         d = split(k, inverse(k, g, f) + _t(t), f)
         return d + _t(d) - bt - _t(bt)
+
+
+def _pull_back_in_basis(f: Factor, t, g):
+    """The same in the basis V, with six products instead of eight and in the dtype of ``t``."""
+    with on_cpu():
+        v, beta, weight = f.v.astype(t.dtype), reciprocal(f, 2)[..., :, None], _split_weight(f)
+        db, weight = (weight * beta).astype(t.dtype), weight.astype(t.dtype)
+        beta = beta.astype(t.dtype)
+    with large(t.dtype):
+        t, g = _t(v) @ t @ v, _t(v) @ g @ v
+        m = db * g + weight * _t(t) - beta * t
+        return v @ (m + _t(m)) @ _t(v)
 
 
 def _inverse_vjp(out, bar, k, x, *hints):
     # w = B x:  x_bar = B w_bar,  K_bar = M / 2 with B_bar = w_bar x^T.
     with on_cpu():
         f = Factor(*hints)
-        m = pull_back(k, bar @ _t(out), bar @ _t(x), f)
+        m = pull_back(k, bar @ _t(out), bar @ _t(x), f, mx.float64)
         return m / 2, inverse(k, bar, f)
 
 
@@ -102,9 +126,10 @@ def _split_jvp(out, tangents, k, x, *hints):
 
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
 _split = attach(_split_vjp, _split_jvp, (2, 2, *CORES, 2))
+_attach_pull_back = attach_like(_pull_back, 3, (2, 2, 2, *CORES, 2))
 
 
-# --- Eigenvalues and eigenvectors ---------------------------------------------------------------------------------------
+# --- Eigenvalues and eigenvectors -----------------------------------------------------------------
 
 
 def eigenvalues(k, f: Factor, twins: bool):
@@ -123,7 +148,7 @@ def _eigenvectors(k, f: Factor, twins: bool):
 
 
 def _mixing(k, f: Factor, twins: bool):
-    """1 / (l_j - l_i); 0 on the diagonal and between twins, which turn into each other freely; NaN at repeated values."""
+    """1 / (l_j - l_i); 0 on the diagonal and between twins, which mix freely; NaN at repeated values."""
     values = eigenvalues(k, f, twins)
     n = f.s.shape[-1]
     difference = values[..., None, :] - values[..., :, None]

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from . import _checks
+from . import _checks, _dtypes
 from ._factor import embed, factor, h, thin_qr, times, unembed
 from ._pinv import rank
 from ._place import CPU, on_cpu
@@ -69,8 +69,8 @@ def penrose_residuals(a, p):
     """How far ``p`` is from the pseudo-inverse of ``a``: relative residuals of Penrose's four conditions.
 
     In the Frobenius norm, ``|APA - A| / |A|``, ``|PAP - P| / |P|``, ``|AP - (AP)^H| / |AP|`` and
-    ``|PA - (PA)^H| / |PA|``, computed in float64 without an m x m matrix where m is the long side; 0 where numerator and
-    denominator are 0.
+    ``|PA - (PA)^H| / |PA|``, computed in float64 without an m x m matrix where m is the long side; 0 where numerator
+    and denominator are 0.
 
     Args:
         a: ``(..., m, n)``.
@@ -96,9 +96,9 @@ def penrose_residuals(a, p):
     if a.shape[-2:] != p.shape[:-3:-1]:
         _checks.fail(name, "p must have the shape of the transpose of a", f"{a.shape} and {p.shape}", "Transpose p.")
     batch = _checks.batch_shape(name, ("a", a.shape[:-2]), ("p", p.shape[:-2]))
-    work = _checks.working_dtype(a, p)
+    work = _dtypes.working(a, p)
     if a.size == 0 or p.size == 0 or 0 in batch:
-        return mx.zeros((*batch, 4), _checks.real(work))
+        return mx.zeros((*batch, 4), _dtypes.real(work))
     with on_cpu():
         a, p = embed(a.astype(work)), embed(p.astype(work))
         a, p = (mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, p))
@@ -108,11 +108,11 @@ def penrose_residuals(a, p):
         apa = a @ (p @ a) if long else (a @ p) @ a
         pap = (p @ a) @ p if long else p @ (a @ p)
         parts = [_ratio(_norm(apa - a), _norm(a)), _ratio(_norm(pap - p), _norm(p)), ap_side, pa_side]
-        return mx.stop_gradient(mx.stack(parts, axis=-1).astype(_checks.real(work)))
+        return mx.stop_gradient(mx.stack(parts, axis=-1).astype(_dtypes.real(work)))
 
 
 def _asymmetry(x, y):
-    """``|S - S^T| / |S|`` of S = x y^T for x and y (..., m, n): by an orthonormal basis of both if m is the long side."""
+    """``|S - S^T| / |S|`` of S = x y^T, x and y (..., m, n): by an orthonormal basis of both if m is the long side."""
     m, n = x.shape[-2:]
     if m <= 2 * n:
         s = x @ mx.swapaxes(y, -1, -2)
@@ -143,8 +143,8 @@ def _finite_matrix(name, a, rtol):
     a = _checks.array(name, "a", a, 2)
     if a.ndim != 2:
         _checks.fail(name, "a must be one matrix", f"shape {a.shape}", "Call it for each matrix of the batch.")
-    out, rtol = _checks.result_dtype(a), _checks.tolerance(name, "rtol", rtol, ())
-    a = a.astype(_checks.working_dtype(a))
+    out, rtol = _dtypes.result(a), _checks.tolerance(name, "rtol", rtol, ())
+    a = a.astype(_dtypes.working(a))
     if a.size and not bool(mx.all(mx.isfinite(mx.abs(a)))):
         _checks.fail(name, "a must be finite", "NaN or Inf", "Mask or drop those entries.")
     return out, a, rtol
