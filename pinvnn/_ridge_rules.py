@@ -63,16 +63,14 @@ def _uncolumns(inverse: Inverse, x):
 
 
 def apply(inverse: Inverse, a, w, l2, x):
-    """The constant ``R x``, float64 ``(..., n, k)``."""
+    """The constant ``R x / r^2``, float64 ``(..., n, k)``."""
     with on_cpu():
         f, d = inverse.f, _denominator(inverse, l2, a.shape)
-        rr = f.r * f.r
         if inverse.route != "dual":
-            x = _columns(inverse, x)
-            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ x)) * rr)
-        root = mx.sqrt(w)[..., None]
-        inner = f.v @ (d * (_t(f.v) @ (root * (a @ x)))) * rr
-        return (x - _t(a) @ (root * inner)) / l2
+            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ _columns(inverse, x))))
+        root = mx.sqrt(w)[..., None] * f.r
+        inner = f.v @ (d * (_t(f.v) @ (root * (a @ x))))
+        return (x - _t(a) @ (root * inner)) / (l2 * f.r * f.r)
 
 
 def solution(inverse: Inverse, a, b, w, l2, left=None):
@@ -92,30 +90,22 @@ def solution(inverse: Inverse, a, b, w, l2, left=None):
         return _uncolumns(inverse, f.v @ (d * f.s[..., None] * (_t(u) @ right)) * f.r)
 
 
-def _scale(inverse: Inverse, dtype):
-    """The power of two 1 / |A|, one for all targets, in float64 and in ``dtype``.
-
-    R x is of the size of x / |A|^2, which float32 cannot hold at scales of 1e24; r goes over both sides of a product.
-    """
-    with on_cpu():
-        r = mx.max(inverse.f.r, axis=-3) if inverse.route == "feature" else inverse.f.r
-        return r, r.astype(dtype)
-
-
-def _narrow(x, dtype):
-    with on_cpu():
-        return x.astype(dtype)
-
-
 def normal(a, w, l2, x, inverse: Inverse):
-    """``R x`` with its derivatives; ``x`` and the result are float64."""
-    with on_cpu():
-        return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, a, w, l2, x))
+    """``R x / r^2`` with its derivatives; ``x`` and the result are float64.
+
+    The power of two r = 1 / |A| stays apart: R x is of the size of x / |A|^2, which no dtype holds at extreme scales.
+    """
+    return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, a, w, l2, x))
 
 
 def attach_ridge(a, b, w, l2, inverse: Inverse, value):
     """``value`` with the derivatives of ridge in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k)."""
     return _RULES[inverse.route][1](a, b, w, l2, *inverse.f, value)
+
+
+def _r(inverse: Inverse):
+    """The power of two of each target's matrix, ``(..., 1, 1 or k)``."""
+    return _t(inverse.f.r[..., 0]) if inverse.route == "feature" else inverse.f.r
 
 
 def _build(route):
@@ -125,51 +115,59 @@ def _build(route):
     def normal_vjp(q, bar, a, w, l2, x, *hints):
         u = normal(a, w, l2, bar, inverse(hints))
         with on_cpu():
-            l2_bar = -u * q
-        r, rs = _scale(inverse(hints), a.dtype)
-        ur, qr = _narrow(u / r, a.dtype), _narrow(q / r, a.dtype)
+            r = _r(inverse(hints))
+            ur, qr = u * r, q * r
+            l2_bar = -ur * qr
+        ur, qr = _narrow(ur, a.dtype), _narrow(qr, a.dtype)
         with large(a.dtype):
-            au, aq, weight = (a @ ur) * rs, (a @ qr) * rs, w[..., None]
-            a_bar = -((weight * aq) @ _t(ur) + (weight * au) @ _t(qr)) * rs
-            return a_bar, -_sum_to(au * aq, w), l2_bar, _wide(u)
+            au, aq, weight = a @ ur, a @ qr, w[..., None]
+            a_bar = -((weight * aq) @ _t(ur) + (weight * au) @ _t(qr))
+            return a_bar, -_sum_to(au * aq, w), l2_bar, u
 
     def normal_jvp(q, tangents, a, w, l2, x, *hints):
         da, dw, dl, dx = tangents[:4]
-        small = _narrow(q, a.dtype)
-        with large(a.dtype):
-            parts, weight = [], w[..., None]
-            if da is not None:
-                parts.append(-(_t(da) @ (weight * (a @ small)) + _t(a) @ (weight * (da @ small))))
-            if dw is not None:
-                parts.append(-_t(a) @ (dw[..., None] * (a @ small)))
         with on_cpu():
-            parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * q]) + ([] if dx is None else [dx])
+            r = _r(inverse(hints))
+            qr = _narrow(q * r, a.dtype)
+            parts = ([] if dl is None else [-dl * (q * r) * r]) + ([] if dx is None else [dx])
+        with large(a.dtype):
+            weight, moved = w[..., None], []
+            if da is not None:
+                moved.append(_t(da) @ (weight * (a @ qr)) + _t(a) @ (weight * (da @ qr)))
+            if dw is not None:
+                moved.append(_t(a) @ (dw[..., None] * (a @ qr)))
+        with on_cpu():
+            parts += [-_wide(p) * r for p in moved]
             return normal(a, w, l2, sum(parts), inverse(hints))
 
     def ridge_vjp(x, bar, a, b, w, l2, *hints):
         z = normal(a, w, l2, _wide(bar), inverse(hints))
         with on_cpu():
-            l2_bar = -z * _wide(x)
-        r, rs = _scale(inverse(hints), a.dtype)
-        zr = _narrow(z / r, a.dtype)
+            r = _r(inverse(hints))
+            zr = z * r
+            l2_bar = -zr * (_wide(x) * r)
+            zr, r = zr.astype(a.dtype), r.astype(a.dtype)
         with large(a.dtype):
-            rest, az, weight = b - a @ x, (a @ zr) * rs, w[..., None]
-            b_bar = weight * az
-            return (weight * rest) @ _t(zr) * rs - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
+            rest, az, weight = (b - a @ x) * r, a @ zr, w[..., None]
+            b_bar = weight * az * r
+            return (weight * rest) @ _t(zr) - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
-        with large(a.dtype):
-            parts, weight, rest = [], w[..., None], b - a @ x
-            if da is not None:
-                parts.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ x)))
-            if dw is not None:
-                parts.append(_t(a) @ (dw[..., None] * rest))
-            if db is not None:
-                parts.append(_t(a) @ (weight * db))
         with on_cpu():
-            parts = [_wide(p) for p in parts] + ([] if dl is None else [-dl * _wide(x)])
-            return _narrow(normal(a, w, l2, sum(parts), inverse(hints)), a.dtype)
+            r = _r(inverse(hints))
+            rs = r.astype(a.dtype)
+        with large(a.dtype):
+            moved, weight, rest = [], w[..., None], (b - a @ x) * rs
+            if da is not None:
+                moved.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ x) * rs))
+            if dw is not None:
+                moved.append(_t(a) @ (dw[..., None] * rest))
+            if db is not None:
+                moved.append(_t(a) @ (weight * db * rs))
+        with on_cpu():
+            parts = [_wide(p) for p in moved] + ([] if dl is None else [-dl * _wide(x) * r])
+            return _narrow(normal(a, w, l2, sum(parts), inverse(hints)) * r, a.dtype)
 
     return (
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
@@ -187,7 +185,8 @@ def _cores(route):
 def gram_normal(k, l2, x, inverse: Inverse):
     """``(K + L)^-1 x`` as a function of K itself, for statistics that were accumulated elsewhere; all float64."""
     with on_cpu():
-        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, k, None, l2, x))
+        r = _r(inverse)
+        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, k, None, l2, x) * r * r)
 
 
 def _build_gram(route):
@@ -207,6 +206,11 @@ def _build_gram(route):
             return gram_normal(k, l2, sum(parts), Inverse(Factor(*hints), route))
 
     return attach(vjp, jvp, (2, 2, 2, *_cores(route), 2))
+
+
+def _narrow(x, dtype):
+    with on_cpu():
+        return x.astype(dtype)
 
 
 def _wide(x):
