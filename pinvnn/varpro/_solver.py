@@ -125,7 +125,8 @@ class Search:
     def _linearise(self, before: Any) -> str:
         """New models at the current point; a word of REASONS if it is the last."""
         x, f = self.point.x, self.point.f
-        self.norm = float(np.linalg.norm(f))
+        self.objective = float(f @ f)
+        self.norm = self.objective**0.5
         if self.norm <= 4 * self.eps * self.scale:
             return "exact"
         j = self.jacobian(self.point)
@@ -173,8 +174,9 @@ class Search:
         # Below `noise` the objective cannot tell two points apart. The steps still can, as long as they shrink.
         noise = 10 * self.eps * self.norm * (self.norm + self.scale)
         box = (self.lower - x) * weight, (self.upper - x) * weight
-        move, _ = model.minimum(*box, self.free, np.inf)
-        blind, limited = model.decrease(move) <= noise, False
+        move, limited = model.minimum(*box, self.free, np.inf)
+        reach = model.decrease(move)
+        blind = reach <= noise
         if not blind:
             move, limited = model.minimum(*box, self.free, self.radius)
         trial = self.evaluate(np.clip(x + move / weight, self.lower, self.upper))
@@ -183,7 +185,8 @@ class Search:
 
         foretold = model.decrease(move)
         finite = bool(np.isfinite(trial.f).all())
-        decrease = 0.5 * (self.norm**2 - float(trial.f @ trial.f)) if finite else -np.inf
+        objective = float(trial.f @ trial.f) if finite else np.inf
+        decrease = 0.5 * (self.objective - objective)
         if blind:
             accepted = decrease >= -noise and length < self.previous
         else:
@@ -194,15 +197,15 @@ class Search:
                 closer = abs(model.decrease(move) - decrease) <= abs(other.decrease(move) - decrease)
                 self.secant = accepted and closer == (model.s is not None)
         self.previous = length if accepted and not limited else np.inf
-        objective = self.norm**2 - 2 * decrease
         if accepted:
             self.point = trial
-        best = objective if accepted else self.norm**2
+        best = objective if accepted else self.objective
         step = Step(number, best, objective, accepted, length / (size or 1.0), self.point)
 
         if not limited and (accepted or blind) and length <= self.tol * size:
             return step, "step"
-        if blind and not accepted:
+        hidden = blind or (max(foretold, abs(decrease)) <= noise and reach <= 1e4 * noise)
+        if not accepted and hidden:
             return step, "rounding"
         if not accepted and self.radius <= self.eps * size:
             return step, "stalled" if finite else "not finite"
