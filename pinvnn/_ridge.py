@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 
-from . import _checks, _dtypes
-from ._factor import Factor, cross, embed, factor, gram_factor, stack, unstack
+from . import _checks, _dtypes, _rank
+from ._factor import Factor, cholesky_factor, cross, embed, factor, gram_factor, stack, unstack
 from ._place import large, on_cpu
 from ._ridge_rules import Inverse, attach_ridge, gram_normal, solution
 
@@ -57,8 +57,9 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
     vector = b.ndim == 1
     n, k = a.shape[-1], 1 if vector else b.shape[-1]
     l2 = _checks.penalty(name, l2, n, k, vector)
+    unpenalized = isinstance(l2, float) and l2 == 0
     l2 = _two_dimensional(l2, vector)
-    route = _route(name, method, a.shape[-2], l2)
+    route = _route(name, method, a.shape[-2:], l2, work, unpenalized)
     batch = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])]
     whole = _checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
     with large(work, stream):
@@ -88,26 +89,28 @@ def _without_data(l2, shape, dtype):
         return x.astype(dtype)
 
 
-def _route(name, method, m, l2):
+def _route(name, method, shape, l2, dtype, unpenalized):
+    """Which constants of the inverse serve: see :class:`Inverse`."""
     if method not in _METHODS:
         _checks.fail(name, f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
-    by_feature = l2.shape[-2] > 1
+    (m, n), by_feature, by_target = shape, l2.shape[-2] > 1, l2.shape[-1] > 1
     if method == "dual" and by_feature:
         _checks.fail(name, "the dual form needs the same l2 for all features", f"shape {l2.shape}", "Use 'primal'.")
     if by_feature:
         return "feature"
-    return "dual" if method == "dual" else "shared" if method == "primal" else "auto"
+    if method == "dual" or (method == "auto" and m < n):
+        return "dual"
+    # One penalty for all: a Cholesky factor will do, unless there is none and the rank decides.
+    return "shared" if by_target or dtype == mx.float64 or unpenalized else "feature"
 
 
 def _real_ridge(a, b, l2, w, route):
     """Complex problems in their real embedding, dual ones in float64; then the real problem."""
-    dtype, n = a.dtype, a.shape[-1]
-    if route == "auto":
-        route = "dual" if a.shape[-2] < n else "shared"
+    dtype = a.dtype
     if dtype == mx.complex64:
         with on_cpu():
             w = None if w is None else mx.concatenate([w, w], axis=-1).astype(mx.float64)
-            l2 = mx.concatenate([l2, l2], axis=-2) if route == "feature" else l2
+            l2 = mx.concatenate([l2, l2], axis=-2) if l2.shape[-2] > 1 else l2
             return unstack(_solve(embed(a), stack(b), l2, w, route, mx.float32), dtype)
     if route == "dual" and dtype != mx.float64:
         with on_cpu():
@@ -145,24 +148,32 @@ def _inverse(a, w, l2, route, entries):
 def _feature_inverse(a, w, l2, entries):
     """One factorization per target of [sqrt(w) A; sqrt(L)], ``(..., k or 1, n, n)``."""
     if entries != mx.float64:
-        return _feature_gram_inverse(cross(a, a, w), l2, entries, a.shape[-2]), None
+        return _gram_inverse(cross(a, a, w), l2, entries, a.shape[-2]), None
     rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
-    extra = mx.sqrt(_diagonal(l2))
+    extra = mx.sqrt(_diagonal(l2, a.shape[-1]))
     batch = mx.broadcast_shapes(rows.shape[:-2], extra.shape[:-2])
     parts = [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (rows, extra)]
     f, left = factor(mx.concatenate(parts, axis=-2), method="qr")
     return Inverse(_judge(f, l2), "feature"), left
 
 
-def _feature_gram_inverse(gram, l2, entries, m):
+def _gram_inverse(gram, l2, entries, m):
+    """One Cholesky factorization per target of gram + L. It knows no rank, so that without a penalty on every feature
+    the condition number decides, to within the accuracy of its estimate.
+    """
     n = gram.shape[-1]
-    return Inverse(_judge(gram_factor(gram[..., None, :, :] + _diagonal(l2), entries, (m + n, n)), l2), "feature")
+    f, cond = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
+    noise = 4 * n * _dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
+    deficient = cond >= n**0.5 / _rank.default_rtol(m, n, entries) ** 2
+    singular = deficient & (mx.min(l2, axis=-2) <= noise)
+    kept = mx.where(singular[..., None], mx.zeros_like(f.kept), f.kept)
+    return Inverse(f._replace(kept=mx.stop_gradient(kept)), "feature")
 
 
-def _diagonal(l2):
+def _diagonal(l2, n):
     """diag(l2_t) for each target, ``(..., 1 or k, n, n)``; NaN where a penalty is negative."""
     l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
-    return mx.eye(l2.shape[-2], dtype=mx.float64) * mx.swapaxes(l2, -1, -2)[..., None, :]
+    return mx.eye(n, dtype=mx.float64) * mx.swapaxes(l2, -1, -2)[..., None, :]
 
 
 def _judge(f: Factor, l2):
@@ -197,7 +208,7 @@ def normal_ridge(gram, rhs, l2):
         l2 = _two_dimensional(l2)
         entries = gram.dtype
         if l2.shape[-2] > 1:
-            inverse = _feature_gram_inverse(k, l2, entries, n)
+            inverse = _gram_inverse(k, l2, entries, n)
         else:
             inverse = Inverse(gram_factor(k, entries, (n, n), (n * _dtypes.eps(entries)) ** 0.5), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

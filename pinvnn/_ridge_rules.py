@@ -25,10 +25,11 @@ from ._place import large, on_cpu
 
 
 class Inverse(NamedTuple):
-    """R as constants: ``V diag(1 / (s^2 + r^2 l2)) V^T r^2``, one V for all targets or ``(..., k, n, n)``.
+    """R as constants, in one of three routes.
 
-    ``route`` is "shared" (V of A, l2 the same for all features), "feature" (V of the augmented matrix [A; L^1/2]) or
-    "dual" (V of A^T, l2 the same for all features and positive).
+    "shared": ``V diag(1 / (s^2 + r^2 l2_t)) V^T r^2`` with the V of A, for l2 that is the same for all features.
+    "dual": the same with the V of A^T, for l2 > 0.
+    "feature": ``V diag(1 / s^2) V^T r^2`` with a V of A^T D A + L_t itself, one ``(..., n, n)`` or ``(..., k, n, n)``.
     """
 
     f: Factor
