@@ -58,12 +58,12 @@ bench: $(VENV)/.installed-bench
 $(VENV)/.installed: pyproject.toml
 	@echo "== installing pinvnn and its development tools into $(VENV) (a minute or two, once)"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,dev]"
 	@touch $@
 
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/.installed
 	@echo "== installing the libraries to compare with into $(VENV) (large, once)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,dev,bench]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,dev,bench]"
 	@touch $@
 
 clean:
