@@ -1,0 +1,113 @@
+"""Rank, condition and gap: one decision, the same in every function."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from pinvnn import diagnose, lstsq, matrix_rank, null_space, orth, pinv
+from tests.cases import DTYPES, array, deficient, gaussian, hilbert, numpy, with_values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (3, 6, 4), (2, 3, 4, 6), (5000, 4)])
+@pytest.mark.parametrize("rank", [0, 1, 2, 4])
+def test_rank(rank, shape, dtype):
+    a = deficient(shape, rank, dtype)
+    r = matrix_rank(a)
+    assert (r.shape, r.dtype) == (shape[:-2], mx.int32)
+    assert np.all(np.array(r) == rank)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7)])
+@pytest.mark.parametrize("rtol", [None, 1e-3, 0.2, 0.6, 1.0])
+def test_every_function_decides_alike(rtol, shape, dtype):
+    a = array(with_values(*shape, [1.0, 0.5, 1e-2, 1e-9]), dtype)
+    rank = int(matrix_rank(a, rtol=rtol))
+    b = gaussian((shape[0], 1), dtype)
+    assert rank == int(diagnose(a, rtol=rtol).rank) == int(lstsq(a, b, rtol=rtol).rank)
+    assert rank == orth(a, rtol=rtol).shape[1] == shape[1] - null_space(a, rtol=rtol).shape[1]
+    # The pseudo-inverse has singular values from 1 to 1e9, and rounding noise below.
+    values = np.linalg.svd(numpy(pinv(a, rtol=rtol)), compute_uv=False)
+    assert rank == np.sum(values > 0.5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keeps", "drops"),
+    [(mx.float32, 1e-6, 1e-7), (mx.complex64, 1e-6, 1e-7), (mx.float64, 1e-15, 1e-16), (mx.float16, 1e-6, 1e-7)],
+)
+def test_default_cutoff(dtype, keeps, drops):
+    """min(m, n) * eps: 2 * 1.2e-7 in float32, 2 * 2.2e-16 in float64, whatever the number of rows."""
+    for value, rank in ((keeps, 2), (drops, 1)):
+        a = mx.zeros((5000, 2), mx.float64 if dtype == mx.float64 else mx.float32, stream=mx.cpu).astype(dtype, mx.cpu)
+        a[0, 0] = 1.0
+        a[1, 1] = value
+        got = float(a[1, 1].astype(mx.float32, stream=mx.cpu))
+        if got:  # float16 flushes 1e-7 no further than its own grid
+            assert int(matrix_rank(a)) == (2 if got > 2 * 2.0**-23 or dtype == mx.float64 and rank == 2 else 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_diagnosis(shape, dtype):
+    s = np.array([4.0, 2.0, 1.0, 0.5])
+    a = array(np.stack([with_values(*shape, s), with_values(*shape, s[:2])]), dtype)
+    for fn in (diagnose, mx.compile(diagnose)):
+        d = fn(a)
+        assert np.array_equal(np.array(d.rank), [4, 2])
+        np.testing.assert_allclose(np.array(d.cond), [8.0, 2.0], rtol=1e-5)
+        np.testing.assert_allclose(np.array(d.gap), [1.0, 1.0], atol=1e-6)
+        np.testing.assert_allclose(np.array(d.s_max), [4.0, 4.0], rtol=1e-5)
+        assert np.all(np.array(d.finite))
+    d = diagnose(a, rtol=0.3)
+    assert np.array_equal(np.array(d.rank), [2, 2])
+    np.testing.assert_allclose(np.array(d.gap), [0.5, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(np.array(d.cond), [2.0, 2.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bad_matrix_has_rank_zero(dtype, bad):
+    x = np.array(gaussian((3, 5, 2), dtype))
+    x[1, 0, 0] = bad
+    d = diagnose(array(x, dtype))
+    assert np.array_equal(np.array(d.rank), [2, 0, 2]) and np.array_equal(np.array(d.finite), [True, False, True])
+    assert np.array_equal(np.array(matrix_rank(array(x, dtype))), [2, 0, 2])
+    assert np.isnan(np.array(d.s_max)[1])
+
+
+def test_hilbert_against_the_cutoff():
+    """cond(Hilbert 12) is 1.7e16: no float64 function can see its full rank, and 8 is well within reach."""
+    assert int(matrix_rank(array(hilbert(8), mx.float64))) == 8
+    assert int(matrix_rank(array(hilbert(12), mx.float64))) in (11, 12)
+    assert int(matrix_rank(array(hilbert(12)))) < 8
+
+
+def test_graded_columns():
+    """Columns of sizes 1 to 1e-12 in float64."""
+    x = np.random.default_rng(0).standard_normal((50, 5)) * np.geomspace(1, 1e-12, 5)
+    assert int(matrix_rank(array(x, mx.float64))) == 5
+    x[:, 4] = x[:, 3]
+    assert int(matrix_rank(array(x, mx.float64))) == 4
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+@pytest.mark.parametrize("bad", [float("nan"), -1.0])
+def test_a_bad_cutoff_in_an_array_gives_nan(bad, name):
+    a = gaussian((2, 5, 3))
+    p = pinv(a, **{name: mx.array([0.1, bad])})
+    assert np.all(np.isfinite(numpy(p[0]))) and np.all(np.isnan(numpy(p[1])))
+    x = lstsq(a, gaussian((5,)), **{name: mx.array([0.1, bad])}).solution
+    assert np.all(np.isfinite(numpy(x[0]))) and np.all(np.isnan(numpy(x[1])))
+
+
+def test_rank_has_no_gradient():
+    a = gaussian((5, 3), mx.float32)
+    g = mx.grad(lambda a: matrix_rank(a).astype(mx.float32) * a.sum())(a)
+    np.testing.assert_allclose(np.array(g), 3.0)
+
+
+def test_rank_in_a_vmap():
+    a = deficient((4, 5, 3), 2, mx.float32)
+    assert np.array_equal(np.array(mx.vmap(matrix_rank)(a)), [2] * 4)
+    np.testing.assert_allclose(np.array(mx.vmap(lambda x: diagnose(x).cond)(a)), np.array(diagnose(a).cond), rtol=1e-6)
