@@ -86,13 +86,24 @@ def block_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool
     m = prod(x.shape[:-1])
     with on_cpu():
         x, y, w = x.reshape(m, n), y.reshape(m, k), None if weights is None else weights.reshape(m)
-    # No rows make one block as well: its moments depend on x like any others, and on a rank without rows the gradient
-    # then takes part in the reductions that the other ranks wait for.
+        if m == 0:
+            x, y, w = _one_row_of_weight_zero(x, y, w)
     for i in range(0, max(m, 1), step):
         rows = slice(i, i + step)
         with on_cpu():
             block = _centred(x[rows], y[rows], None if w is None else w[rows], bias)
         yield block
+
+
+def _one_row_of_weight_zero(x, y, w):
+    """Stands for no rows. Its moments are zero and depend on ``x`` like any others.
+
+    On a rank without rows the gradient thus takes part in the reductions that the other ranks wait for. And MLX 0.32's
+    sum over no rows does not return if they are transposed, as they may be in a gradient.
+    """
+    x, y = (mx.concatenate([z, mx.zeros((1, z.shape[1]), z.dtype)]) for z in (x, y))
+    zero = mx.zeros((1,))
+    return x, y, zero if w is None else mx.concatenate([w, zero])
 
 
 def _centred(x, y, w, bias):

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from .. import _checks, _rank
+from .. import _checks, _dtypes, _rank
 from .._lstsq import normal_lstsq
 from .._place import on_cpu
 from .._ridge import normal_ridge
@@ -84,4 +84,4 @@ def _normal_solve(gram, rhs, l2, dtype):
         return normal_ridge(gram, rhs, l2)
     # The cutoff of lstsq for rows of this dtype, but no finer than a float64 Gram matrix can resolve.
     n = gram.shape[0]
-    return normal_lstsq(gram, rhs, rtol=max(_rank.default_rtol(n, n, dtype), (n * _rank.eps(mx.float64)) ** 0.5))
+    return normal_lstsq(gram, rhs, rtol=max(_rank.default_rtol(n, n, dtype), (n * _dtypes.eps(mx.float64)) ** 0.5))

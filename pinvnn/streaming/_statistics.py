@@ -6,7 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .._checks import fail, working_dtype
+from .. import _dtypes
+from .._checks import fail
 from .._place import on_cpu
 from ._distributed import Group, agree, gather, reduce_moments
 from ._file import read, write
@@ -225,7 +226,7 @@ class ReadoutStatistics:
         batch = reduce(_merged, map(_evaluated, block_moments(x, y, weights, self.bias)))
         if not finite(batch):  # The sums have seen every value, so looking at each one is only worth it now.
             refuse_values(name, x, y)
-        return batch, working_dtype(x, y)
+        return batch, _dtypes.working(x, y)
 
 
 def _evaluated(state: Moments) -> Moments:

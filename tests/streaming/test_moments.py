@@ -190,6 +190,19 @@ def test_second_order_gradients():
         gradcheck(lambda x, w: reduced_score_of(x, y, w, 0.3) + score_of(x, y, w, 0.3), x, w + 0.5, order=2)
 
 
+@pytest.mark.parametrize("n", [1, 3, 12, 64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_no_rows_are_no_rows(n, weighted):
+    x, y, w = mx.zeros((0, n)), mx.zeros((0, 2)), mx.zeros((0,)) if weighted else None
+    state = moments(*rows(20, n, 2))
+
+    def fn(x, y):
+        return mx.sum(solve_moments(merge_moments(moments(x, y, w), state), 1.0)[0] ** 2)
+
+    assert [g.shape for g in mx.grad(fn, argnums=(0, 1))(x, y)] == [(0, n), (0, 2)]
+    assert mx.grad(lambda x: mx.sum(mx.grad(fn)(x, y)))(x).shape == (0, n)
+
+
 def test_the_gradient_at_weight_zero_is_the_limit():
     x, y, w = rows(12, 3, 2, dtype=mx.float64)
     with mx.stream(mx.cpu):
