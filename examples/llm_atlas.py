@@ -26,7 +26,7 @@ from pathlib import Path
 
 from llm_model import convert, packaged_gguf, write_tiny
 
-from pinvnn.heads import Head, atlas, extract, save
+from pinvnn.heads import Head, atlas, extract
 from pinvnn.heads._report import seconds, table
 
 OUTPUT = Path(os.environ.get("PINVNN_EXAMPLE_OUTPUT", Path(__file__).parent / "output"))
@@ -130,7 +130,7 @@ def sklearn_agreement(head: Head, data: Path, batch_size: int) -> float:
 def main():
     parser = argparse.ArgumentParser(description="An atlas of SmolLM2-135M on WordNet's nouns.")
     parser.add_argument("--train", type=int, default=300 if SMALL else 2000, help="Texts to fit on.")
-    parser.add_argument("--pooling", default="last", help='"last" token, "mean" or a token position.')
+    parser.add_argument("--pooling", default="mean", help='"last" token, "mean" or a token position.')
     parser.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
     args = parser.parse_args()
     held_out = 60 if SMALL else 500
@@ -143,10 +143,9 @@ def main():
         data,
         pooling=args.pooling,
         batch_size=args.batch_size,
-        checkpoint=OUTPUT / "llm_atlas" / "checkpoint",
+        output=OUTPUT / "llm_atlas",
         progress=True,
     )
-    save(result, OUTPUT / "llm_atlas")
     wall = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 

@@ -1,7 +1,6 @@
 """Closed-form heads on language models of mlx-lm: fit, predict, an atlas of every layer. Needs ``pinvnn[heads]``."""
 
 from ._atlas import L2_GRID as L2_GRID
-from ._atlas import Atlas as Atlas
 from ._atlas import atlas as atlas
 from ._atlas import fit_head as fit_head
 from ._extract import hidden_states as hidden_states
@@ -14,3 +13,4 @@ from ._model import load_model as load_model
 from ._report import plot as plot
 from ._report import report as report
 from ._report import save as save
+from ._result import Atlas as Atlas

@@ -1,124 +1,43 @@
 """Closed-form heads for every layer and penalty at once, from one pass of the texts through the model."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..nn import LeastSquaresReadout
 from ..streaming import ReadoutStatistics
-from ._data import Dataset, Split, read_dataset
+from ._data import Split, read_dataset
 from ._extract import Pooling, check_pooling, tokens_needed
 from ._features import check_layers
 from ._files import Checkpoint
 from ._grid import solve_grid
-from ._head import Head, HeadConfig
-from ._model import LanguageModel, load_model
+from ._head import Head
+from ._model import load_model
+from ._report import save
+from ._result import Atlas
 from ._score import Tally
-from ._stream import CHUNK, Clock, Reader
+from ._stream import CHUNK, Reader
 
 L2_GRID = tuple(10.0**exponent for exponent in range(-2, 7))
-
-
-@dataclass
-class Atlas:
-    """What :func:`atlas` returns.
-
-    Attributes:
-        source: The model.
-        dataset: What is known of the data.
-        pooling: How a text becomes one vector.
-        states: Number of the model's states.
-        layers: The layers, by number: 0 is the embedding, ``states - 1`` the final norm.
-        l2: The grid of penalties.
-        weights: For each layer ``(len(l2), outputs, dims)``.
-        biases: For each layer ``(len(l2), outputs)``.
-        gcv: Generalized cross validation score on the training texts, ``[layer][l2]``; smaller is better.
-        valid: Accuracy of a classification or R^2 of a regression on the validation texts, ``[layer][l2]``; None
-            without ``valid.jsonl``.
-        chosen: For each layer the index of its best penalty, by ``valid`` or, without it, by ``gcv``.
-        test: For each layer the score of that penalty on the test texts; None without ``test.jsonl``.
-        clock: Seconds and tokens of the parts of the run.
-        resumed: Number of texts that a checkpoint held already.
-    """
-
-    source: LanguageModel
-    dataset: Dataset
-    pooling: Pooling
-    states: int
-    layers: list[int]
-    l2: list[float]
-    weights: list[mx.array] = field(repr=False)
-    biases: list[mx.array] = field(repr=False)
-    gcv: list[list[float]]
-    valid: list[list[float]] | None
-    chosen: list[int]
-    test: list[float] | None
-    clock: Clock
-    resumed: int = 0
-
-    def layer_name(self, index: int) -> str:
-        """Name of the layer at ``index`` in :attr:`layers`."""
-        layer = self.layers[index]
-        return {0: "embedding", self.states - 1: "norm"}.get(layer, str(layer))
-
-    def score(self, index: int) -> float:
-        """Score of the layer at ``index`` with its best penalty: what the best layer is chosen by; larger is better."""
-        column = self.chosen[index]
-        return -self.gcv[index][column] if self.valid is None else self.valid[index][column]
-
-    @property
-    def best(self) -> int:
-        """Index of the best layer in :attr:`layers`; the lowest of equals."""
-        return max(range(len(self.layers)), key=self.score)
-
-    def head(self, index: int | None = None) -> Head:
-        """The head of the layer at ``index`` in :attr:`layers` with its best penalty. Default: of the best layer."""
-        index = self.best if index is None else index
-        column = self.chosen[index]
-        weight, bias = self.weights[index][column], self.biases[index][column]
-        readout = LeastSquaresReadout(weight.shape[1], weight.shape[0], l2=self.l2[column])
-        readout.load_weights([("weight", weight), ("bias", bias)])
-        scores = {}
-        if self.valid is not None:
-            scores["valid"] = self.valid[index][column]
-        if self.test is not None:
-            scores["test"] = self.test[index]
-        config = HeadConfig(
-            model=self.source.name,
-            model_type=self.source.model_type,
-            states=self.states,
-            dims=weight.shape[1],
-            layer=self.layers[index],
-            pooling=self.pooling,
-            max_length=self.source.max_length,
-            task=self.dataset.task,
-            labels=self.dataset.classes,
-            l2=self.l2[column],
-            scores=scores,
-        )
-        return Head(config, self.source, readout)
 
 
 def atlas(
     model: Any,
     data: str | Path,
     *,
+    output: str | Path | None = None,
     layers: Sequence[int] | None = None,
     l2: Sequence[float] = L2_GRID,
     pooling: Pooling = "last",
     task: str = "auto",
     batch_size: int = 16,
     max_length: int = 2048,
-    checkpoint: str | Path | None = None,
     save_every: float = 60.0,
     restart: bool = False,
     progress: bool = False,
     group: mx.distributed.Group | None = None,
-    require_valid: bool = True,
 ) -> Atlas:
     r"""Fit a readout on every layer of a model and for every penalty of a grid, in one pass of the texts.
 
@@ -129,6 +48,8 @@ def atlas(
     Args:
         model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
         data (str): Folder with ``train.jsonl``, ``valid.jsonl`` and, if there is one, ``test.jsonl``.
+        output (str): Folder for the report, the heat map and the best head, and meanwhile for checkpoints of the
+            statistics: a run that finds one there goes on from it. Default: nothing is written.
         layers (list(int)): The layers: 0 is the embedding, 1 the first layer; -1 is the final norm. Default: all.
         l2 (list(float)): The grid of penalties, in the units of :func:`pinvnn.ridge` and scikit-learn's ``alpha``.
         pooling (str or int): ``"last"`` token, ``"mean"`` of the tokens, or a token position. Default: ``"last"``.
@@ -137,17 +58,58 @@ def atlas(
         batch_size (int): Texts a forward pass. Default: ``16``.
         max_length (int): Longer texts are cut to this number of tokens, or to the model's context if that is shorter.
             Default: ``2048``.
-        checkpoint (str): Folder for checkpoints of the statistics. A run that finds one there goes on from it.
         save_every (float): Seconds between checkpoints. Default: ``60``.
         restart (bool): Ignore a checkpoint that is there. Default: ``False``.
         progress (bool): Whether to show a bar. Default: ``False``.
         group (mx.distributed.Group): The processes that share the texts. Default: all.
-        require_valid (bool): Without ``valid.jsonl``: fail, or choose the penalty by generalized cross validation.
 
     Raises:
         ValueError: About the data (the message names file and line), the model or an argument; before any forward pass
             over the data, except for states that are not finite.
     """
+    options = {"layers": layers, "l2": l2, "pooling": pooling, "task": task, "batch_size": batch_size}
+    options |= {"max_length": max_length, "save_every": save_every, "restart": restart, "progress": progress}
+    return run(model, data, output, write=save, group=group, **options)
+
+
+def fit_head(model: Any, data: str | Path, layer: int, *, output: str | Path | None = None, **options: Any) -> Head:
+    """Fit a head on one layer of a model.
+
+    Args:
+        model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
+        data (str): Folder with ``train.jsonl`` and, if there are such, ``valid.jsonl`` and ``test.jsonl``.
+        layer (int): 0 is the embedding, 1 the first layer; -1 is the final norm.
+        output (str): Folder for the head, and meanwhile for checkpoints. Default: nothing is written.
+        **options: As of :func:`atlas`. Of several penalties ``l2`` the best is chosen by the validation texts or,
+            without them, by generalized cross validation.
+    """
+    return run(model, data, output, write=save_head, required=("train",), layers=[layer], **options).head()
+
+
+def save_head(result: Atlas, folder: str | Path) -> None:
+    """Write the best head alone."""
+    result.head().save(folder)
+
+
+def run(
+    model: Any,
+    data: str | Path,
+    output: str | Path | None,
+    *,
+    write: Callable[[Atlas, str | Path], None],
+    required: tuple[str, ...] = ("train", "valid"),
+    layers: Sequence[int] | None = None,
+    l2: Sequence[float] | float = L2_GRID,
+    pooling: Pooling = "last",
+    task: str = "auto",
+    batch_size: int = 16,
+    max_length: int = 2048,
+    save_every: float = 60.0,
+    restart: bool = False,
+    progress: bool = False,
+    group: mx.distributed.Group | None = None,
+) -> Atlas:
+    """What :func:`atlas` and :func:`fit_head` share: ``write`` leaves the result in ``output``."""
     group = group or mx.distributed.init()
     grid, pooling = check_grid(l2), check_pooling(pooling)
     if batch_size < 1:
@@ -156,15 +118,16 @@ def atlas(
     dataset = read_dataset(
         data,
         source,
-        required=("train", "valid") if require_valid else ("train",),
+        required=required,
         task=task,
         min_length=tokens_needed(pooling),
     )
     sizes = [state.shape[-1] for state in source.probe()[1]]
     numbers = check_layers(range(len(sizes)) if layers is None else layers, len(sizes))
     reader = Reader(source, dataset, numbers, pooling, batch_size, group.rank(), group.size(), progress)
-    run = _identity(reader, sizes)
-    saved = Checkpoint(Path(checkpoint), run, group.rank()) if checkpoint else None
+    saved = None
+    if output is not None:
+        saved = Checkpoint(Path(output) / "checkpoint", _identity(reader, sizes), group.rank())
     statistics = [ReadoutStatistics(sizes[layer], dataset.output_dims) for layer in numbers]
 
     statistics, resumed = _accumulate(reader, statistics, saved, save_every, restart)
@@ -185,9 +148,7 @@ def atlas(
         best = [part[column : column + 1] for part, column in zip(weights, chosen, strict=True)]
         bias = [part[column : column + 1] for part, column in zip(biases, chosen, strict=True)]
         test = [scores[0] for scores in _score(reader, split, best, bias, group)]
-    if saved is not None:
-        saved.remove()
-    return Atlas(
+    result = Atlas(
         source=source,
         dataset=dataset,
         pooling=pooling,
@@ -203,19 +164,11 @@ def atlas(
         clock=reader.clock,
         resumed=resumed,
     )
-
-
-def fit_head(model: Any, data: str | Path, layer: int, **options: Any) -> Head:
-    """Fit a head on one layer of a model.
-
-    Args:
-        model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
-        data (str): Folder with ``train.jsonl`` and, if there are such, ``valid.jsonl`` and ``test.jsonl``.
-        layer (int): 0 is the embedding, 1 the first layer; -1 is the final norm.
-        **options: As of :func:`atlas`. Of several penalties ``l2`` the best is chosen by the validation texts or,
-            without them, by generalized cross validation.
-    """
-    return atlas(model, data, layers=[layer], require_valid=False, **options).head()
+    if output is not None and saved is not None:
+        if group.rank() == 0:
+            write(result, output)
+        saved.remove()  # only now: until here the same call would have gone on from it
+    return result
 
 
 def check_grid(l2: Sequence[float] | float) -> list[float]:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
-from ._atlas import L2_GRID, atlas
+from ._atlas import L2_GRID, run, save_head
 from ._data import TASKS, Label, Row, check_length, read_rows
 from ._extract import tokens_needed
 from ._head import Head
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
+from ._result import Atlas
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -104,33 +105,32 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
 
 
 def run_fit(args: argparse.Namespace) -> None:
-    result = _fit(args, layers=[args.layer], require_valid=False)
+    result = _run(args, save_head, layers=[args.layer], required=("train",))
     if mx.distributed.init().rank() == 0:
-        result.head().save(args.output)
         print(table(result), seconds(result), f"Head in {args.output}", sep="\n")
 
 
 def run_atlas(args: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:
         raise ValueError("matplotlib must be installed for the heat map: pip install 'pinvnn[heads]'.")
-    result = _fit(args, layers=args.layers)
+    result = _run(args, save, layers=args.layers)
     if mx.distributed.init().rank() == 0:
-        save(result, args.output)
         output = Path(args.output)
         print(table(result), seconds(result), sep="\n")
         print(f"Report in {output / REPORT}, heat map in {output / PICTURE}, best head in {output / BEST_HEAD}")
 
 
-def _fit(args: argparse.Namespace, **options: Any):
-    return atlas(
+def _run(args: argparse.Namespace, write: Callable, **options: Any) -> Atlas:
+    return run(
         args.model,
         args.data,
+        args.output,
+        write=write,
         l2=args.l2,
         pooling=args.pooling,
         task=args.task,
         batch_size=args.batch_size,
         max_length=args.max_seq_length,
-        checkpoint=Path(args.output) / "checkpoint",
         save_every=args.save_every,
         restart=args.restart,
         progress=True,
@@ -180,9 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def warn(message, *_, **__):
         print(f"{name}: warning: {_plain(message)}", file=sys.stderr)
 
-    warnings.showwarning = warn
     try:
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            args.run(args)
     except (ValueError, OSError, ImportError) as error:
         print(f"{name}: error: {_plain(error)}", file=sys.stderr)
         return USAGE_ERROR

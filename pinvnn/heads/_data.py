@@ -23,7 +23,7 @@ _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "a boolea
 
 
 class Row(NamedTuple):
-    """One line of a file. ``where`` is its place for a message, FILE:LINE; ``label`` is a Label, or None without one."""
+    """A line of a file: its place for a message, FILE:LINE, its text, and its label or None."""
 
     where: str
     text: str

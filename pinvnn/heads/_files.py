@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +91,5 @@ class Checkpoint:
         """Remove what this rank has saved, and the folder with the last rank's."""
         for path in self.folder.glob(f"rank{self.rank}-*"):
             shutil.rmtree(path)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with suppress(OSError):  # another rank still has one there, or has removed the folder
             self.folder.rmdir()

@@ -94,6 +94,13 @@ class Head(nn.Module):
     def _extra_repr(self) -> str:
         return f"layer={self.config.layer}, pooling={self.config.pooling!r}, outputs={self.readout.weight.shape[0]}"
 
+    def unfreeze(self, *args, **kwargs):
+        """Unfreeze all but the readout's weight and bias, which the closed form sets and no optimizer."""
+        super().unfreeze(*args, **kwargs)
+        # MLX clears the frozen names of children itself, without asking their own unfreeze.
+        self.readout.freeze(keys=["weight", "bias"], recurse=False)
+        return self
+
     def tokenize(self, texts: Sequence[str]) -> tuple[mx.array, mx.array]:
         """Token ids ``(batch, length)`` and lengths ``(batch,)`` of some texts.
 
@@ -173,6 +180,8 @@ class Head(nn.Module):
             ValueError: The folder is no head, or the head is of another model; the message says what does not fit.
         """
         config, arrays = _read(Path(folder))
+        if model is None and not config.model:
+            raise ValueError(f"[pinvnn.Head] {folder}: the head names no model, so pass one: Head.load(folder, model).")
         source = load_model(config.model if model is None else model, config.max_length)
         _check(Path(folder), config, arrays, source)
         readout = LeastSquaresReadout(config.dims, arrays["weight"].shape[0], l2=config.l2)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ._atlas import Atlas
 from ._files import write_whole
 from ._head import versions
+from ._result import Atlas
 
 REPORT, PICTURE, BEST_HEAD = "atlas.json", "atlas.png", "head"
 
@@ -43,6 +43,7 @@ def report(result: Atlas) -> dict[str, Any]:
         ],
         "best": {"layer": result.layers[best], "name": result.layer_name(best), "l2": result.l2[result.chosen[best]]},
         "seconds": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+        "tokens": clock.tokens,
         "tokens_per_second": round(clock.tokens / max(clock.seconds.get("forward", 0.0), 1e-9), 1),
         "resumed_texts": result.resumed,
         "versions": versions(),

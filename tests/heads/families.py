@@ -11,7 +11,7 @@ SIZES = {
     "hidden_size": DIMS,
     "num_hidden_layers": LAYERS,
     "vocab_size": VOCABULARY,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -20,7 +20,7 @@ SIZES = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 
 # family -> (module of mlx_lm.models, what its ModelArgs needs besides SIZES)
 FAMILIES = {
@@ -102,7 +102,7 @@ FAMILIES = {
             "block_multiple_of": 16,
             "block_ffn_dim_multiplier": 1.0,
             "block_auto_adjust_ff_dim": True,
-            "block_ff_dim": 48,
+            "block_ff_dim": 64,
             "full_attn_idxs": [1],
         },
     ),

@@ -1,0 +1,154 @@
+"""The command: help, answers, and one line with exit code 2 for every mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pinvnn.heads._cli import agreement, main
+from tests.heads.tiny import TOPICS, write_folder, write_rows
+
+
+@pytest.fixture(scope="module")
+def installed(tiny, topics, tmp_path_factory) -> Path:
+    """The output of an atlas."""
+    output = tmp_path_factory.mktemp("out")
+    arguments = ["--model", str(tiny), "--data", str(topics), "--output", str(output)]
+    assert main(["atlas", *arguments, "--pooling", "mean"]) == 0
+    return output
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["predict"], ["atlas"]])
+def test_help_names_every_option(capsys, command):
+    with pytest.raises(SystemExit) as exit:
+        main([*command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(" ".join(["usage: pinvnn", *command]))
+    expected = {
+        "": ["fit", "predict", "atlas", "--version"],
+        "fit": ["--model", "--data", "--output", "--layer", "--l2", "--pooling", "--task", "--max-seq-length"],
+        "predict": ["--head", "--model", "--text", "--data"],
+        "atlas": ["--model", "--data", "--output", "--layers", "--l2", "--pooling", "--save-every", "--restart"],
+    }["".join(command)]
+    assert all(option in text for option in expected)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fit"], ["predict", "--head", "h"], ["atlas", "--model", "m"], ["train"]])
+def test_missing_options_are_an_error(capsys, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_an_atlas_installs_its_best_head(installed, topics, capsys):
+    assert sorted(path.name for path in installed.iterdir()) == ["atlas.json", "atlas.png", "head"]
+    assert main(["predict", "--head", str(installed / "head"), "--text", "the cat and a dog", "some rice"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == ["the cat and a dog", "some rice"]
+    assert all(answer["label"] in TOPICS and isinstance(answer["score"], float) for answer in answers)
+
+    assert main(["predict", "--head", str(installed / "head"), "--data", str(topics)]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads((installed / "atlas.json").read_text())
+    score = next(layer["test"] for layer in report["layers"] if layer["layer"] == report["best"]["layer"])
+    assert len(out.splitlines()) == 60
+    assert err.splitlines()[-1] == f"accuracy {score:.4f} on 60 texts"
+
+
+def test_fit_writes_a_head(tiny, lengths, tmp_path, capsys):
+    arguments = ["--model", str(tiny), "--data", str(lengths), "--output", str(tmp_path / "head")]
+    assert main(["fit", *arguments, "--layer", "-2", "--l2", "1", "--pooling", "mean"]) == 0
+    assert "R^2" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["config.json", "head.safetensors"]
+    (tmp_path / "new.jsonl").write_text('{"text": "the cat"}\n')
+    assert main(["predict", "--head", str(tmp_path / "head"), "--data", str(tmp_path / "new.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    assert isinstance(json.loads(out)["label"], float)
+    assert err == ""
+
+
+def test_agreement():
+    assert agreement([("a", "a"), ("b", "a")], True) == ("accuracy", 0.5)
+    assert agreement([(1.0, 1.0), (3.0, 2.0)], False) == ("R^2", 0.5)
+
+
+def replace(folder, name, line, text):
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    lines[line - 1] = text
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+# What is done to the folder of the data, and what the one line must hold.
+BAD_DATA = {
+    "missing file": (lambda data: (data / "valid.jsonl").unlink(), "valid.jsonl: the file must be readable"),
+    "no JSON": (lambda data: replace(data, "train", 3, "{text"), "train.jsonl:3: the line must be JSON"),
+    "missing key": (lambda data: replace(data, "test", 2, '{"text": "cat"}'), 'test.jsonl:2: .* the key "label"'),
+    "one class": (lambda data: write_rows(data / "train.jsonl", [{"text": "cat", "label": "a"}] * 3), "train.jsonl: "),
+    "unknown label": (lambda data: replace(data, "valid", 4, '{"text": "cat", "label": "car"}'), "valid.jsonl:4: "),
+    "empty text": (lambda data: replace(data, "train", 5, '{"text": "", "label": "food"}'), "train.jsonl:5: "),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_DATA)
+def test_bad_data_is_one_line_and_nothing_is_written(tiny, tmp_path, capsys, mistake):
+    data, output = write_folder(tmp_path / "data", 20, 5), tmp_path / "out"
+    change, message = BAD_DATA[mistake]
+    change(data)
+    assert main(["atlas", "--model", str(tiny), "--data", str(data), "--output", str(output)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("pinvnn atlas: error: ") and str(data) in err and re.search(message, err)
+    assert not output.exists()
+
+
+def not_a_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda _: "/no/such/model", "/no/such/model: the model must be a folder or a repository"),
+        (not_a_model, "mlx-lm must be able to load the model, but got: "),
+    ],
+)
+def test_a_bad_model_is_one_line(topics, tmp_path, capsys, model, message):
+    arguments = ["--data", str(topics), "--output", str(tmp_path / "out"), "--layer", "1"]
+    assert main(["fit", "--model", str(model(tmp_path)), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--head", "nowhere", "--text", "cat"], "nowhere: the folder must hold a head"),
+        (["--head", "HEAD", "--text", "cat", " "], "--text 2: the text must have 1 or more tokens"),
+        (["--head", "HEAD", "--data", "nothing.jsonl"], "nothing.jsonl: the file must be readable"),
+        (["--head", "HEAD", "--data", "BAD"], "bad.jsonl:2: the line must be JSON"),
+        (["--head", "HEAD", "--text", "cat", "--batch-size", "0"], "--batch-size must be 1 or more, but got 0"),
+    ],
+)
+def test_bad_predictions_are_one_line_and_no_answer(installed, tmp_path, capsys, arguments, message):
+    (tmp_path / "bad.jsonl").write_text('{"text": "cat"}\n{')
+    places = {"HEAD": str(installed / "head"), "BAD": str(tmp_path / "bad.jsonl")}
+    assert main(["predict", *(places.get(argument, argument) for argument in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+
+
+def test_the_module_is_the_command_and_truncation_is_one_line(tiny, tmp_path):
+    data = write_folder(tmp_path / "data", 30, 5)
+    command = [sys.executable, "-m", "pinvnn.heads", "fit", "--model", str(tiny), "--data", str(data), "--layer", "1"]
+    command += ["--output", str(tmp_path / "head"), "--max-seq-length", "6"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("pinvnn fit: warning: texts longer than 6 tokens are cut to them: ") == 1
+    assert (tmp_path / "head" / "config.json").exists()
