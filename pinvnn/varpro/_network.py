@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .._checks import fail
+from .._rank import eps
 from ..streaming import ReadoutStatistics
 from ._basis import Basis, arrays, to_mlx, to_numpy
 from ._quadratic import Batch, Fit, Quadratic, conjugate_gradients
@@ -133,7 +134,7 @@ class SeparableGaussNewton:
         with np.errstate(over="ignore", invalid="ignore"):  # The trial point may be anywhere.
             trial_h = self._basis(theta + move)
             trial = batch.fit(trial_h)
-        accepted = self._judge(fit.loss - trial.loss, foretold)
+        accepted = self._judge(fit.loss - trial.loss, foretold, eps(self._basis.dtype) * fit.loss)
         if accepted:
             self.features.update(self._basis.tree(theta + move))
             h, fit = trial_h, trial
@@ -165,9 +166,11 @@ class SeparableGaussNewton:
         # B move = -g + left - damping move, without another product.
         return move, 0.5 * float(move @ (left - g) + self._damping * (move @ move)), count
 
-    def _judge(self, decrease: float, foretold: float) -> bool:
+    def _judge(self, decrease: float, foretold: float, noise: float) -> bool:
         """Whether to take a step, and the next damping (Nielsen 1999, IMM-REP-1999-05)."""
-        ratio = decrease / foretold if foretold > 0 else -np.inf
+        if foretold <= noise:  # Rounding says nothing about the damping, and would drive it up without end.
+            return decrease > 0
+        ratio = decrease / foretold
         if ratio > 1e-4:
             self._damping *= max(1 / 3, 1 - (2 * ratio - 1) ** 3)
             self._growth = 2.0
