@@ -1,0 +1,1 @@
+"""Compare pinvnn with other libraries: ``python -m benchmarks --help``."""

@@ -1,0 +1,124 @@
+"""Taking turns: the times and errors of every contender on one case."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+
+from .cases import MODES, Case
+from .contenders import AS_INSTALLED, BASELINE, OURS
+from .peers.base import Unsupported
+from .pool import Failed, Missing, Pool
+
+SLICE = 0.004  # seconds of calls that one turn times at least
+SLOW = 2.0  # seconds of a call that is not repeated
+HOPELESS = 0.2  # seconds of a preloaded mx.linalg whose twin without a fast BLAS is left out
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: turns at least and at most, seconds of turns for each contender, seconds a call may take."""
+
+    least: int = 3
+    most: int = 15
+    budget: float = 0.4
+    limit: float = 20.0
+    judged: bool = True
+    modes: tuple[str, ...] = MODES
+
+
+def measure(case: Case, pool: Pool, effort: Effort, folder: Path):
+    """One row for each mode: a dictionary fit for JSON."""
+    conditions = case.conditions if effort.judged else case.conditions[:1]
+    try:
+        files = {cond: pool.judge.call("pose", 600, case=case.asdict(), cond=cond, folder=str(folder / f"{cond:g}"),
+                                       judged=effort.judged) for cond in conditions}
+        baseline = None
+        for mode in case.modes:
+            if mode in effort.modes:
+                row = _row(case, mode, pool, effort, files, folder, baseline)
+                baseline = row["results"].get(BASELINE)
+                yield row
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _row(case, mode, pool, effort, files, folder, baseline):
+    results, firsts = {}, {}
+    for name, worker in pool.workers.items():
+        result = results[name] = {}
+        if name == BASELINE and baseline is not None:
+            results[name] = baseline  # value and gradient were judged in the first mode
+            continue
+        # The timed problem, of the lowest condition, comes last: its data stay loaded.
+        for cond in sorted(files, reverse=True):
+            try:
+                _leave_out(name, case, mode, firsts)
+                seconds = worker.call("load", effort.limit, case=case.asdict(), mode=mode, files=files[cond])
+                if effort.judged and not name.startswith(("floor", "gram")):
+                    paths = worker.call("save", 60, folder=str(folder))
+                    errors = pool.judge.call("errors", 60, cond=cond, paths=paths)
+                    result.setdefault("errors", {})[f"{cond:g}"] = errors
+                if worker.contender.timed and cond == min(files):
+                    firsts[name] = seconds
+            except (Unsupported, Failed, Missing) as reason:
+                result["note"] = str(reason)
+                if worker.process is None or isinstance(reason, Unsupported):
+                    break  # what took too long or too much memory would do so again
+                result.setdefault("errors", {})[f"{cond:g}"] = {"value": math.inf}
+    times = _take_turns(pool, firsts, effort)
+    for name, turns in times.items():
+        results[name] |= _statistics(turns, times.get(OURS))
+    return {"case": case.asdict(), "shape": case.shape, "mode": mode, "results": results}
+
+
+def _leave_out(name, case, mode, firsts):
+    """Rows that would say nothing new."""
+    if name.endswith(AS_INSTALLED) and (case.op, mode, case.dtype) != ("pinv", "forward", "float32"):
+        raise Unsupported("compared in pinv's forward pass only")
+    if name == "mx.linalg" + AS_INSTALLED and firsts.get("mx.linalg", math.inf) > HOPELESS:
+        raise Unsupported("mx.linalg is slow enough with a fast BLAS")
+
+
+def _take_turns(pool, firsts, effort):
+    """Seconds of each turn, by contender. Whoever has spent its budget drops out, the quick go on together.
+
+    The budget is spent by the fastest turn so far, times turns: a neighbour's burst of work costs nobody its turns.
+    """
+    times = {name: [first] if first > 3 * SLOW else [] for name, first in firsts.items()}
+    active = [name for name, turns in times.items() if not turns]
+    for turn in range(effort.most):
+        # Each leads once: whatever a turn leaves behind meets a different successor.
+        lead = turn % max(1, len(active))
+        for name in active[lead:] + active[:lead]:
+            try:
+                times[name].append(pool.workers[name].call("turn", 10 * effort.limit, least=SLICE))
+            except Failed:
+                active.remove(name)
+        least = {name: 1 if firsts[name] > SLOW else effort.least for name in active}
+        active = [x for x in active if len(times[x]) < least[x] or len(times[x]) * _turn(min(times[x])) < effort.budget]
+        if OURS in firsts and OURS not in active and turn + 1 >= effort.least:
+            break
+    return {name: turns for name, turns in times.items() if turns}
+
+
+def _turn(seconds):
+    """Length of a turn whose calls take ``seconds``."""
+    return max(2 * SLICE, seconds)
+
+
+def _statistics(turns, ours):
+    """Milliseconds, and the ratio to our time of the same turn, each as lower quartile, median, upper quartile."""
+    found = {"ms": [1e3 * x for x in _quartiles(turns)], "turns": len(turns)}
+    if ours:
+        pairs = list(zip(turns, ours, strict=False)) if len(ours) >= len(turns) > 1 else []
+        ratios = [a / b for a, b in pairs] or [x / _quartiles(ours)[1] for x in turns]
+        found["ratio"] = _quartiles(ratios)
+    return found
+
+
+def _quartiles(values):
+    return quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
