@@ -28,7 +28,7 @@ from .._place import on_cpu
 from ._rows import check_rows
 
 # Numbers in a float64 row block: small enough to stay in cache, large enough that the merges cost nothing beside it.
-BLOCK = 2**19
+BLOCK = 2**18
 
 
 class Moments(NamedTuple):
