@@ -1,0 +1,104 @@
+"""A readout problem, checked and centred: what solving, leave-one-out and uncertainty have in common."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .. import _checks, _dtypes
+from .._place import large
+
+
+class Problem(NamedTuple):
+    """Rows without their weighted means, so that the intercept is gone from what is left to solve.
+
+    Attributes:
+        a: Centred features, ``(..., m, n)``.
+        b: Centred targets, ``(..., m, k)``.
+        w: Weights, ``(..., m)``, or None.
+        l2: Penalty in float64, ``(1 or n, 1 or k)``; None for the solution of minimum norm.
+        total: Sum of the weights, ``(...)``, or the number of rows.
+        means: Of the features, ``(..., 1, n)``, and of the targets, ``(..., 1, k)``; None without an intercept.
+        out: The dtype of results.
+        entries: The dtype whose precision the entries carry.
+    """
+
+    a: mx.array
+    b: mx.array
+    w: mx.array | None
+    l2: mx.array | None
+    total: mx.array | int
+    means: tuple[mx.array, mx.array] | None
+    out: mx.Dtype
+    entries: mx.Dtype
+
+    @property
+    def wide(self):
+        """Whether the dual form is the smaller one and serves: as many unknowns as rows, or more."""
+        by_feature = self.l2 is not None and self.l2.shape[-2] > 1
+        return self.a.shape[-2] < self.a.shape[-1] and self.w is None and not by_feature
+
+
+def check_rows(name, x, y, weights, dims):
+    """Arrays ``x`` (..., m, n), ``y`` (..., m, k), ``weights`` (..., m) or None, and whether ``y`` was a vector."""
+    n, k = dims
+    x = features(name, "x", x, n, 2)
+    y = _checks.array(name, "y", y, 1)
+    if any(v.dtype == mx.complex64 for v in (x, y)):
+        _checks.fail(name, "x and y must be real", "complex64", "Use pinvnn.lstsq or pinvnn.ridge.", TypeError)
+    vector = y.ndim == 1
+    if vector and k == 1:
+        y = y[:, None]
+    if y.ndim < 2 or y.shape[-1] != k:
+        _checks.fail(name, f"y must have the shape (..., m, {k})", f"{y.shape}", "Reshape y, or change output_dims.")
+    if x.shape[-2] != y.shape[-2]:
+        got = f"{x.shape[-2]} and {y.shape[-2]}"
+        _checks.fail(name, "x and y must have the same number of rows", got, "Pass one row of y for each row of x.")
+    batch = [("x", x.shape[:-2]), ("y", y.shape[:-2])]
+    if weights is not None:
+        weights = _checks.real_array(name, "weights", weights, _dtypes.working(x, y))
+        _checks.rows(name, x, x, weights)
+        batch.append(("weights", weights.shape[:-1]))
+    _checks.batch_shape(name, *batch)
+    return x, y, weights, vector
+
+
+def features(name, label, x, n, ndim=1):
+    """An array whose last dimension is ``n``."""
+    x = _checks.array(name, label, x, ndim)
+    if x.shape[-1] != n:
+        _checks.fail(name, f"{label} must have {n} features", f"shape {x.shape}", "Change input_dims or the features.")
+    return x
+
+
+def centred(x, y, weights, l2, bias: bool, double: bool = False) -> Problem:
+    """The :class:`Problem` of arrays that have been checked, in float64 if ``double``."""
+    out, entries = _dtypes.result(x, y), _dtypes.working(x, y)
+    work = mx.float64 if double else entries
+    with large(work):
+        x, y = x.astype(work), y.astype(work)
+        w = None if weights is None else weights.astype(work)
+        total = x.shape[-2] if w is None else mx.sum(w, axis=-1)
+        means = None
+        if bias:
+            (x, x_mean), (y, y_mean) = _centre(x, w, total), _centre(y, w, total)
+            means = x_mean, y_mean
+    return Problem(x, y, w, l2, total, means, out, entries)
+
+
+def _centre(x, w, total):
+    """``x`` less its weighted mean, and the mean. What rounding leaves of a large mean goes in a second step.
+
+    The first step is a constant for differentiation, since no shift changes the result.
+    """
+    shift = mx.stop_gradient(_mean(x, w, total))
+    x = x - shift
+    rest = _mean(x, w, total)
+    return x - rest, shift + rest
+
+
+def _mean(x, w, total):
+    if w is None:
+        return mx.sum(x, axis=-2, keepdims=True) / max(total, 1)
+    # Weights that sum to 0 have no mean; 0 leaves the solution 0, where there is one.
+    total = mx.where(total == 0, mx.ones_like(total), total)[..., None, None]
+    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / total

@@ -1,0 +1,42 @@
+"""The pseudo-inverse as a layer."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import _checks
+from .._pinv import pinv
+
+
+class PseudoInverse(nn.Module):
+    r"""The Moore-Penrose pseudo-inverse of its input, differentiable at every order. See :func:`pinvnn.pinv`.
+
+    Args:
+        rtol (float, optional): Relative cutoff of the singular values. Default: that of :func:`pinvnn.pinv`.
+        hermitian (bool, optional): Treat the input as Hermitian. Default: ``False``.
+
+    Shape:
+        - Input: ``(..., m, n)``, of a dtype that :func:`pinvnn.pinv` takes.
+        - Output: ``(..., n, m)``, of the same dtype.
+
+    Raises:
+        ValueError: for a negative ``rtol``, or an input of less than two dimensions.
+        TypeError: for an ``rtol`` or an input that is no number or array.
+
+    Examples:
+        >>> import mlx.core as mx
+        >>> from pinvnn.nn import PseudoInverse
+        >>> PseudoInverse()(mx.array([[1.0], [2.0]]))
+        array([[0.2, 0.4]], dtype=float32)
+    """
+
+    def __init__(self, rtol: float | None = None, hermitian: bool = False):
+        super().__init__()
+        # An array would be a parameter of the module, were it not for the underscore.
+        self._rtol = _checks.tolerance("PseudoInverse", "rtol", rtol)
+        self.hermitian = bool(hermitian)
+
+    def _extra_repr(self) -> str:
+        return f"rtol={self._rtol}, hermitian={self.hermitian}"
+
+    def __call__(self, a: mx.array) -> mx.array:
+        return pinv(a, rtol=self._rtol, hermitian=self.hermitian)

@@ -1,0 +1,245 @@
+"""A linear layer whose weights are a least-squares fit."""
+
+import math
+from numbers import Number
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import _checks, _dtypes
+from .._place import large, on_cpu
+from .._ridge import _two_dimensional
+from ._problem import Problem, centred, check_rows, features
+from ._solution import smallest_objective, solve
+
+
+class LeastSquaresReadout(nn.Module):
+    r"""A linear layer whose weights are set by (ridge) least squares instead of by an optimizer.
+
+    .. math::
+        \min_{W, c} \sum_i w_i\,\|y_i - W x_i - c\|^2 + \sum_{t,j} l_{tj}\,W_{tj}^2
+
+    A sum and not a mean: ``l2`` is scikit-learn's ``alpha``. The intercept ``c`` is never penalised. With ``l2 = 0``
+    the solution of minimum norm is taken, as in :func:`pinvnn.lstsq`; otherwise that of :func:`pinvnn.ridge`.
+
+    There are three ways to use it. :meth:`fit` stores the weights, and the layer is then an ``nn.Linear``. In training,
+    :meth:`adapt` (fit on one part of a batch, loss on another) and :meth:`projected_loss` differentiate through the
+    fit, so that what comes before the readout is trained for the best readout. :meth:`loo_loss` does so on rows that
+    the fit has not seen, without a split.
+
+    ``weight`` and ``bias`` are frozen, and stay so under ``unfreeze``: the closed form sets them. They are zero before
+    the first fit. A compiled training step sets them by ``readout.weight, readout.bias = readout.solve(x, y)``.
+
+    Args:
+        input_dims (int): Number of input features n.
+        output_dims (int): Number of targets k.
+        l2 (float or array, optional): Penalty: a number, ``(k,)`` per target, ``(n, 1)`` per feature, or ``(n, k)``.
+            The number 0 means the solution of minimum norm; where an array holds 0 a singular problem gives NaN.
+            Default: ``0.0``.
+        bias (bool, optional): Whether there is an intercept. Default: ``True``.
+        learn_l2 (bool, optional): Make ``l2`` a trainable parameter by its logarithm, ``log_l2``. Default: ``False``.
+
+    Shape:
+        - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and
+          ``__call__``; :func:`mlx.core.vmap` serves as well.
+        - y: ``(..., m, k)``; or ``(m,)`` if k is 1, and predictions for it are then vectors, too.
+        - weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. Rows whose weights sum to 0 give
+          zeros, as no rows do.
+        - weight: ``(..., k, n)`` and bias: ``(..., k)``, as in ``nn.Linear``.
+
+    Raises:
+        ValueError: for shapes that do not fit, a negative ``l2``, or a learnable ``l2`` that is not positive.
+        TypeError: for what is no array.
+
+    Examples:
+        >>> import mlx.core as mx
+        >>> from pinvnn.nn import LeastSquaresReadout
+        >>> x = mx.array([[0.0], [1.0], [2.0]])
+        >>> readout = LeastSquaresReadout(1, 1).fit(x, 2 * x + 1)
+        >>> readout(mx.array([[10.0]])).round(3)
+        array([[21]], dtype=float32)
+
+    References:
+        L. Bertinetto, J. F. Henriques, P. H. S. Torr and A. Vedaldi, Meta-learning with differentiable closed-form
+        solvers, ICLR 2019, arXiv 1805.08136.
+    """
+
+    def __init__(self, input_dims: int, output_dims: int, l2: Any = 0.0, bias: bool = True, learn_l2: bool = False):
+        super().__init__()
+        for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
+            if not isinstance(dims, int) or dims < 1:
+                self._fail(f"{label} must be a positive integer", f"{dims!r}", "Pass a size.")
+        l2 = _checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
+        if isinstance(l2, mx.array) and l2.ndim > 2:
+            self._fail("l2 must have at most 2 dimensions", f"shape {l2.shape}", "Use one readout for each penalty.")
+        self.weight = mx.zeros((output_dims, input_dims))
+        if bias:
+            self.bias = mx.zeros((output_dims,))
+        self.learn_l2 = bool(learn_l2)
+        if learn_l2:
+            with on_cpu():
+                start = mx.array(l2).astype(mx.float32)
+                if not _all(start > 0):
+                    self._fail("a learnable l2 must be positive", f"{l2}", "Start from a small number.")
+                self.log_l2 = mx.log(start)
+        else:
+            self._l2 = l2  # An array would be a parameter of the module, were it not for the underscore.
+        self._no_grad = _Frozen({"weight", "bias"} & set(self))
+
+    def _fail(self, rule, got, remedy, method=None):
+        name = type(self).__name__
+        _checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
+
+    def _extra_repr(self) -> str:
+        l2: Any = self.l2
+        l2 = f"{l2.item():.4g}" if isinstance(l2, mx.array) and l2.ndim == 0 else getattr(l2, "shape", l2)
+        return (
+            f"input_dims={self.weight.shape[1]}, output_dims={self.weight.shape[0]}, l2={l2}, bias={'bias' in self}, "
+            f"learn_l2={self.learn_l2}"
+        )
+
+    @property
+    def l2(self):
+        """The penalty: a number or an array; if it is learned, the exponential of ``log_l2``."""
+        if not self.learn_l2:
+            return self._l2
+        with on_cpu():  # A power of e, since MLX's float64 exp is right to 1e-7 only.
+            return mx.power(mx.array(math.e, mx.float64), self.log_l2.astype(mx.float64))
+
+    def _penalty(self):
+        """The penalty as a two-dimensional float64 array, None for the number 0."""
+        l2 = self.l2
+        return None if isinstance(l2, Number) and l2 == 0 else _two_dimensional(l2)
+
+    @property
+    def _dims(self):
+        return self.weight.shape[1], self.weight.shape[0]
+
+    def _rows(self, method, x, y, weights):
+        return check_rows(f"{type(self).__name__}.{method}", x, y, weights, self._dims)
+
+    def _problem(self, method, x, y, weights, double=False) -> tuple[Problem, bool]:
+        x, y, weights, vector = self._rows(method, x, y, weights)
+        return centred(x, y, weights, self._penalty(), "bias" in self, double), vector
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
+        x = features(type(self).__name__, "x", x, self._dims[0])
+        with large(_dtypes.working(x, self.weight)):
+            x = x @ self.weight.T
+            return x + self.bias if "bias" in self else x
+
+    def fit(self, x, y, weights=None):
+        """Solve for ``weight`` and ``bias``, store them, and return the layer. Eager: not for use in a transformation.
+
+        Raises:
+            ValueError: Besides shapes: ``x`` has more than two dimensions, a value is not finite, a weight is negative,
+                or there is no unique solution and none of minimum norm was asked for.
+        """
+        checked, y_checked, w, _ = self._rows("fit", x, y, weights)
+        if max(checked.ndim, y_checked.ndim, 2 if w is None else w.ndim + 1) > 2:
+            got = f"shapes {checked.shape} and {y_checked.shape}"
+            self._fail("x and y must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
+        for label, values in [("x", checked), ("y", y_checked), ("weights", w)]:
+            if values is not None and not _all(mx.isfinite(values)):
+                self._fail(f"{label} must be finite", "NaN or Inf", "Remove those rows.", "fit")
+        if w is not None and not _all(w >= 0):
+            self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
+        weight, bias = self.solve(x, y, weights)
+        mx.eval(weight, bias)
+        if not _all(mx.isfinite(weight)):
+            remedy = "Penalise all features, or pass l2=0 for the solution of minimum norm."
+            self._fail("the problem must have a unique solution", f"a singular one with l2={self.l2}", remedy, "fit")
+        self.weight = weight
+        if bias is not None:
+            self.bias = bias
+        return self
+
+    def solve(self, x, y, weights=None) -> tuple[mx.array, mx.array | None]:
+        """The fit as ``(weight, bias)``, differentiable and without state; bias is None if the layer has none.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: ``(..., m, k)`` or ``(m,)``.
+            weights: ``(..., m)`` or None.
+
+        Returns:
+            ``(..., k, n)`` and ``(..., k)``; NaN where the problem is singular.
+        """
+        p, _ = self._problem("solve", x, y, weights)
+        with large(p.a.dtype):
+            solution = solve(p)
+            weight = mx.swapaxes(solution, -1, -2).astype(p.out)
+            if p.means is None:
+                return weight, None
+            x_mean, y_mean = p.means
+            return weight, (y_mean - x_mean @ solution)[..., 0, :].astype(p.out)
+
+    def adapt(self, x, y, x_query, weights=None) -> mx.array:
+        """Fit on ``(x, y)`` and predict for ``x_query``, differentiable from end to end and without state.
+
+        Args:
+            x: Support ``(..., m, n)``.
+            y: Its targets, ``(..., m, k)`` or ``(m,)``.
+            x_query: ``(..., q, n)``.
+            weights: ``(..., m)`` or None.
+
+        Returns:
+            ``(..., q, k)``, or ``(..., q)`` if ``y`` is a vector.
+        """
+        p, vector = self._problem("adapt", x, y, weights)
+        x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
+        with large(p.a.dtype):
+            x_query = x_query.astype(p.a.dtype)
+            solution = solve(p)
+            x_mean, y_mean = p.means or (0, 0)
+            out = ((x_query - x_mean) @ solution + y_mean).astype(p.out)
+            return out[..., 0] if vector else out
+
+    def projected_loss(self, x, y, weights=None) -> mx.array:
+        """The objective, penalty included, at its minimum over weight and bias, divided by m k: ``(...)``.
+
+        The loss of variable projection: what is trained by it sees the best readout at every step. With a penalty its
+        gradient is that of the objective at the solution, and nothing is solved for it (the envelope theorem). It is
+        right at every order.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: ``(..., m, k)`` or ``(m,)``.
+            weights: ``(..., m)`` or None.
+        """
+        p, _ = self._problem("projected_loss", x, y, weights)
+        loss = smallest_objective(p)
+        with large(loss.dtype):
+            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.out)
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` with the stored weights."""
+        linear = nn.Linear(*self._dims, bias="bias" in self)
+        linear.weight = self.weight
+        if "bias" in self:
+            linear.bias = self.bias
+        return linear
+
+
+class _Frozen(set):
+    """The frozen parameters of a module, of which the first ones stay frozen.
+
+    An override of ``unfreeze`` would not do: that of a parent module reaches into this set.
+    """
+
+    def __init__(self, names):
+        super().__init__(names)
+        self.always = frozenset(names)
+
+    def clear(self):
+        self.intersection_update(self.always)
+
+    def difference_update(self, *others):
+        super().difference_update(*others)
+        self.update(self.always)
+
+
+def _all(condition) -> bool:
+    return bool(mx.all(condition, stream=mx.cpu).item())
