@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ._place import large
+from ._place import large, on_cpu
 
 
 def unbroadcast(x, shape):
@@ -55,29 +55,39 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
 
     @mx.custom_function
     def f(*args):
-        return mx.stop_gradient(args[-1])
+        with on_cpu():
+            return mx.stop_gradient(args[-1])
+
+    def call(*args):
+        # MLX refuses float64 on a GPU stream, and the hints are float64: the custom function itself, which only hands
+        # its value on, belongs to the CPU.
+        with on_cpu():
+            return cast(mx.array, f(*args))
 
     @f.vjp
     def _vjp(args, bar, _):
-        bars = vjp(f(*args), bar, *args[:-1])
+        bars = vjp(call(*args), bar, *args[:-1])
         bars = [None if b is None else unbroadcast(b, a.shape) for b, a in zip(bars, args, strict=False)]
         return tuple(_zeros(a) if b is None else b for b, a in _pad(bars, args))
 
     @f.jvp
     def _jvp(args, tangents):
-        return jvp(f(*args), tangents[:-1], *args[:-1])
+        return jvp(call(*args), tangents[:-1], *args[:-1])
 
     @f.vmap
     def _vmap(args, axes):
         size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
-        *args, value = _to_front(args, axes, cores)
-        with large(value.dtype):
-            value = mx.broadcast_to(value, (size, *value.shape[1:]))
-        return f(*args, value), 0
+        with on_cpu():
+            *args, value = _to_front(args, axes, cores)
+            return f(*args, mx.broadcast_to(value, (size, *value.shape[1:]))), 0
 
     # The value is stopped here, once, and not what it is computed from: MLX 0.32's compile fails ("_Map_base::at") on
     # an element-wise result of which several stopped copies are in use.
-    return lambda *args: cast(mx.array, f(*args[:-1], mx.stop_gradient(args[-1])))
+    def with_stopped_value(*args):
+        with on_cpu():
+            return call(*args[:-1], mx.stop_gradient(args[-1]))
+
+    return with_stopped_value
 
 
 def attach_like(fn, count, cores) -> Callable[..., mx.array]:
@@ -120,8 +130,9 @@ def constant(fn, outputs) -> Callable[..., Any]:
 
     @mx.custom_function
     def f(x):
-        out = fn(mx.stop_gradient(x))
-        return [mx.stop_gradient(o) for o in out] if outputs > 1 else mx.stop_gradient(out)
+        with on_cpu():
+            out = fn(mx.stop_gradient(x))
+            return [mx.stop_gradient(o) for o in out] if outputs > 1 else mx.stop_gradient(out)
 
     @f.vjp
     def _vjp(x, bars, _):
@@ -130,7 +141,12 @@ def constant(fn, outputs) -> Callable[..., Any]:
     @f.vmap
     def _vmap(x, axis):
         x, axis = (x[0], axis[0]) if isinstance(x, (list, tuple)) else (x, axis)
-        out = f(mx.moveaxis(x, axis, 0))
+        with on_cpu():
+            out = f(mx.moveaxis(x, axis, 0))
         return out, [0] * outputs if outputs > 1 else 0
 
-    return f
+    def on_the_cpu(x):
+        with on_cpu():
+            return f(x)
+
+    return on_the_cpu

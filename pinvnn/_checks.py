@@ -10,11 +10,12 @@ from typing import NoReturn
 import mlx.core as mx
 
 from . import _dtypes
+from ._place import astype
 
 # What each named route may be asked. "auto" is right for all of it.
 METHODS = {
     "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
-    "qr": "real input: a QR by row blocks in float64 and an SVD of the small factor",
+    "svd": "real input: a singular value decomposition in float64",
 }
 
 
@@ -42,7 +43,7 @@ def real_array(name, label, x, like):
     x = array(name, label, x)
     if x.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
-    return x.astype(_dtypes.real(like))
+    return astype(x, _dtypes.real(like))
 
 
 def tolerance(name, label, t, batch=None):
@@ -85,11 +86,11 @@ def penalty(name, l2, n, k, vector):
 def method(name, value, dtype):
     """Check the name of a route against what it can do."""
     if value == "auto":
-        return "qr" if dtype == mx.float64 else "gram"
+        return "svd" if dtype == mx.float64 else "gram"
     if value not in METHODS:
         names = ", ".join(["auto", *METHODS])
         fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
-    if (value == "gram") == (dtype == mx.float64) or (value == "qr" and dtype == mx.complex64):
+    if (value == "gram") == (dtype == mx.float64) or (value == "svd" and dtype == mx.complex64):
         fail(name, f"method {value!r} is for {METHODS[value]}", f"{dtype}", "Use method='auto'.")
     return value
 

@@ -2,8 +2,8 @@
 
 What the rules need of a matrix A (m x n) is the eigen-decomposition of its Gram matrix, A^H A = V diag(s^2) V^H: n x n
 and in float64, however tall A is. float32 and complex64 input gets it from a Gram matrix accumulated in float64 over
-row blocks, which resolves s down to 1e-8 of the largest; float64 input, which has no wider type, from a QR by row
-blocks and an SVD of the small factor. A complex matrix X + iY lives in the small problems as [[X, -Y], [Y, X]], since
+row blocks, which resolves s down to 1e-8 of the largest; float64 input, which has no wider type, from a singular value
+decomposition. A complex matrix X + iY lives in the small problems as [[X, -Y], [Y, X]], since
 MLX has no complex128.
 """
 
@@ -125,23 +125,36 @@ def times(a, x):
 
 _eigh = constant(lambda x: mx.linalg.eigh(x, stream=CPU), 2)
 _svd = constant(lambda x: mx.linalg.svd(x, stream=CPU), 3)
-_qr = constant(lambda x: mx.linalg.qr(x, stream=CPU), 2)
 _cholesky = constant(lambda x: mx.linalg.cholesky(x, stream=CPU), 1)
 _tri_inv = constant(lambda x: mx.linalg.tri_inv(x, stream=CPU), 1)
 
 
-def thin_qr(a):
-    """Thin QR of a tall float64 ``a`` by row blocks (TSQR): the rounding noise in R does not grow with the rows."""
-    *batch, m, n = a.shape
-    rows = max(4 * n, 256)
-    if m <= 2 * rows:
-        return _qr(a)
-    blocks = -(-m // rows)
-    pad = mx.zeros((*batch, blocks * rows - m, n), a.dtype)
-    q1, r1 = _qr(mx.concatenate([a, pad], -2).reshape(*batch, blocks, rows, n))
-    q2, r = thin_qr(r1.reshape(*batch, blocks * n, n))
-    q = q1 @ q2.reshape(*batch, blocks, n, n)
-    return q.reshape(*batch, blocks * rows, n)[..., :m, :], r
+def thin_svd(a):
+    """Singular values and vectors (u, s, v) of a tall float64 ``a`` (..., m, n) of norm about 1, at the cost of m n^2.
+
+    A V0, with the eigenvectors V0 of the Gram matrix, has columns that are nearly orthogonal. Their Gram matrix, scaled
+    to a unit diagonal, is so well conditioned that its Cholesky factor is as good as a QR (Drmac and Veselic 2008, doi
+    10.1137/050639193); the SVD of what is left is n x n. A second round makes up for what the first Gram matrix could
+    not resolve below 1e-8. Not a QR: MLX has no vmap for it. MLX's own SVD forms an m x m matrix.
+    """
+    n = a.shape[-1]
+    if a.shape[-2] < 4 * n:
+        u, s, vt = _svd(a)
+        return u[..., :n], s, _t(vt)
+    _, v = _eigh(cross(a, a))
+    v = v[..., ::-1]
+    for shift in (1e-10, 0.0):
+        b = a @ v
+        gram = _t(b) @ b
+        norms = mx.sqrt(mx.diagonal(gram, axis1=-2, axis2=-1))
+        unit = 1 / mx.where(norms > 0, norms, mx.ones_like(norms))
+        # Columns of rounding noise may be parallel. They come last, so that a shift there reaches no other column.
+        noise = norms <= n * _dtypes.eps(mx.float64) * mx.max(norms, axis=-1, keepdims=True)
+        ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1.0, shift)[..., None, :]
+        lower = mx.tril(_cholesky(gram * unit[..., None, :] * unit[..., :, None] + ridge))
+        u, s, vt = _svd(_t(lower) * norms[..., None, :])
+        v = v @ _t(vt)
+    return b @ (unit[..., :, None] * (_t(_tri_inv(lower)) @ u)), s, v
 
 
 def _power_of_two(x, dtype):
@@ -212,24 +225,24 @@ def _decide(v, s, r, finite, dtype, shape, rtol, atol):
 
 
 def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
-    """Factor ``diag(sqrt(w)) a`` for ``a`` (..., m, n), not empty, by the Gram matrix or (float64's default) by QR.
+    """Factor ``diag(sqrt(w)) a`` for ``a`` (..., m, n), not empty, by the Gram matrix or (float64's default) by SVD.
 
     ``entries`` is the dtype whose precision the entries carry, where a wider copy of them is passed.
 
     Returns:
-        The :class:`Factor`, and for the method "qr" the left singular vectors ``(..., m, n)`` in float64 (else None).
+        The :class:`Factor`, and for the method "svd" the left singular vectors ``(..., m, n)`` in float64 (else None).
     """
     shape, entries = a.shape[-2:], entries or a.dtype
     with on_cpu():
         if w is not None:
             w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
         rtol, atol = (None if t is None else _tolerance(t) for t in (rtol, atol))
-        if (method or ("qr" if entries == mx.float64 else "gram")) == "gram":
+        if (method or ("svd" if entries == mx.float64 else "gram")) == "gram":
             return gram_factor(cross(a, a, w), entries, shape, rtol, atol), None
         wide = a.astype(mx.float64)
         if w is not None:
             wide = mx.sqrt(w.astype(mx.float64))[..., None] * wide
-        return _qr_factor(wide, entries, rtol, atol)
+        return _svd_factor(wide, entries, rtol, atol)
 
 
 def _tolerance(t):
@@ -238,7 +251,7 @@ def _tolerance(t):
     return mx.where(t >= 0, t, mx.array(float("nan"), mx.float64))
 
 
-def _qr_factor(a, dtype, rtol, atol):
+def _svd_factor(a, dtype, rtol, atol):
     m, n = a.shape[-2:]
     size = mx.max(mx.abs(a), axis=(-2, -1), keepdims=True)
     finite = mx.all(mx.isfinite(a), axis=(-2, -1), keepdims=True)
@@ -246,10 +259,9 @@ def _qr_factor(a, dtype, rtol, atol):
     clean = mx.where(finite, a * r, mx.zeros_like(a))
     if m < n:
         clean = mx.concatenate([clean, mx.zeros((*clean.shape[:-2], n - m, n), clean.dtype)], -2)
-    q, small = thin_qr(clean)
-    u, s, vt = _svd(small)
-    left = mx.where(finite, (q @ u)[..., :m, :], mx.array(float("nan"), mx.float64))
-    return _decide(_t(vt), s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
+    u, s, v = thin_svd(clean)
+    left = mx.where(finite, u[..., :m, :], mx.array(float("nan"), mx.float64))
+    return _decide(v, s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
 
 
 # --- Values ---------------------------------------------------------------------------------------

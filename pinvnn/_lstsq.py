@@ -5,7 +5,7 @@ import mlx.core as mx
 from . import _checks, _dtypes, _rank
 from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value, unstack
 from ._pinv import rank
-from ._place import large, on_cpu
+from ._place import astype, large, on_cpu
 from ._rules import attach_adjoint, attach_solve, attach_weighted_solve, gram
 from ._spectral import eigenvalues, inverse
 from ._types import LstsqResult
@@ -28,7 +28,7 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
         rtol: Relative cutoff, a number or an array over the batch. Default ``min(m, n) * eps`` of the dtype, or 0 if
             ``atol`` is given. No gradient.
         atol: Absolute cutoff, likewise. Default 0. No gradient.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"qr"`` (real; in float64).
+        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"svd"`` (real; in float64).
         stream: Where the large products of the gradient run. Nobody needs to pass it.
 
     Returns:
@@ -64,24 +64,34 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
     whole = _checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
     rtol, atol = _checks.tolerance(name, "rtol", rtol, of_a), _checks.tolerance(name, "atol", atol, of_a)
     with large(work, stream):
-        a, b = a.astype(work), b.astype(work)
+        a, b = astype(a, work), astype(b, work)
         b = b[:, None] if vector else b
         a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
-        if a.size == 0:
+        if a.size == 0 or 0 in whole:
             x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))
+            rest = mx.broadcast_to(b, (*whole, *b.shape[-2:]))
         else:
             x, ranks, s = _solve(a, b, weights, rtol, atol, method, whole)
-        rest = b - a @ x if a.size else mx.broadcast_to(b, (*whole, *b.shape[-2:]))
-        squares = mx.abs(rest) ** 2 if work != mx.complex64 else mx.real(rest) ** 2 + mx.imag(rest) ** 2
-        residuals = mx.sum(squares if weights is None else weights[..., None] * squares, axis=-2)
+            rest = b - a @ x
+        residuals = _sums_of_squares(rest, weights)
         x = x.astype(out)
-        return LstsqResult(x[..., 0], residuals[..., 0], ranks, s) if vector else LstsqResult(x, residuals, ranks, s)
+        if vector:
+            x, residuals = x.squeeze(-1), residuals.squeeze(-1)
+        return LstsqResult(x, residuals, ranks, s)
 
 
 def _empty(a, shape):
     real = _dtypes.real(a.dtype)
     least = min(a.shape[-2:])
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
+
+
+def _sums_of_squares(rest, weights):
+    if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
+        return mx.zeros((*rest.shape[:-2], rest.shape[-1]), _dtypes.real(rest.dtype))
+    parts = (mx.real(rest), mx.imag(rest)) if rest.dtype == mx.complex64 else (rest,)
+    squares = sum(mx.square(part) for part in parts)
+    return mx.sum(squares if weights is None else weights[..., None] * squares, axis=-2)
 
 
 def _solve(a, b, w, rtol, atol, method, whole):
@@ -106,7 +116,9 @@ def _singular_values(a, w, f: Factor):
     twins = a.dtype == mx.complex64
     with on_cpu():
         values = eigenvalues(gram(a, w, f), f, twins)
-        s, values = (f.s[..., ::2], (values[..., ::2] + values[..., 1::2]) / 2) if twins else (f.s, values)
+        s = f.s
+        if twins:
+            s, values = s[..., ::2], mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1)
         m, n = a.shape[-2:]
         real = s > _rank.default_rtol(m, n, a.dtype) * s[..., :1]
         root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))

@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
 from ._factor import Factor, factor, h, pinv_value
-from ._place import large, on_cpu
+from ._place import astype, large, on_cpu
 from ._rules import attach_pinv
 from ._types import Diagnosis
 
@@ -28,7 +28,7 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
             ``atol`` is given. No gradient.
         atol: Absolute cutoff, likewise. Default 0. No gradient.
         hermitian: Treat ``a`` as Hermitian: both triangles are read and the Hermitian part of the gradient returned.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"qr"`` (real; in float64).
+        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"svd"`` (real; in float64).
         stream: Where the large products of the gradient run. Nobody needs to pass it.
 
     Returns:
@@ -160,5 +160,5 @@ def _tolerances(name, a, rtol, atol):
 
 
 def _working(a, dtype, hermitian):
-    a = a.astype(dtype)
+    a = astype(a, dtype)
     return (a + h(a)) * 0.5 if hermitian else a

@@ -16,6 +16,14 @@ def on_cpu():
     return mx.stream(CPU)
 
 
+def astype(x: mx.array, dtype: mx.Dtype):
+    """``x`` as ``dtype``, converted on the CPU if either is float64."""
+    if x.dtype == dtype:
+        return x
+    with large(mx.float64 if mx.float64 in (x.dtype, dtype) else dtype):
+        return x.astype(dtype)
+
+
 def large(dtype: mx.Dtype, stream=None):
     """Context for the large products of a ``dtype``."""
     if dtype == mx.float64:

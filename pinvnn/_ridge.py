@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
 from ._factor import Factor, cholesky_factor, cross, embed, factor, gram_factor, stack, unstack
-from ._place import large, on_cpu
+from ._place import astype, large, on_cpu
 from ._ridge_rules import Inverse, attach_ridge, gram_normal, solution
 
 _METHODS = ("auto", "primal", "dual")
@@ -63,14 +63,14 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
     batch = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])]
     whole = _checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
     with large(work, stream):
-        a, b = a.astype(work), b.astype(work)
+        a, b = astype(a, work), astype(b, work)
         b = b[:, None] if vector else b
         if a.size == 0 or b.size == 0 or 0 in whole:
             x = _without_data(l2, (*whole, n, k), work)
         else:
             x = _real_ridge(a, b, l2, weights, route)
         x = x.astype(out)
-        return x[..., 0] if vector else x
+        return x.squeeze(-1) if vector else x
 
 
 def _two_dimensional(l2, vector=False):
@@ -130,11 +130,11 @@ def _solve(a, b, l2, w, route, entries):
 
 
 def _inverse(a, w, l2, route, entries):
-    """The constants of R = (A^T D A + L)^-1, and left singular vectors where the factorization was a QR."""
+    """The constants of R = (A^T D A + L)^-1, and left singular vectors where the factorization was an SVD."""
     with on_cpu():
         if w is not None:
             w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
-        driver = "qr" if entries == mx.float64 else "gram"
+        driver = "svd" if entries == mx.float64 else "gram"
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
             f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
@@ -153,7 +153,7 @@ def _feature_inverse(a, w, l2, entries):
     extra = mx.sqrt(_diagonal(l2, a.shape[-1]))
     batch = mx.broadcast_shapes(rows.shape[:-2], extra.shape[:-2])
     parts = [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (rows, extra)]
-    f, left = factor(mx.concatenate(parts, axis=-2), method="qr")
+    f, left = factor(mx.concatenate(parts, axis=-2), method="svd")
     return Inverse(_judge(f, l2), "feature"), left
 
 

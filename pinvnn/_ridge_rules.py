@@ -21,7 +21,7 @@ import mlx.core as mx
 from . import _dtypes
 from ._attach import attach
 from ._factor import CORES, Factor, cross
-from ._place import large, on_cpu
+from ._place import astype, large, on_cpu
 
 
 class Inverse(NamedTuple):
@@ -75,7 +75,7 @@ def apply(inverse: Inverse, a, w, l2, x):
 
 
 def solution(inverse: Inverse, a, b, w, l2, left=None):
-    """The constant ``W``, float64; ``left`` are the left singular vectors of a factorization by QR."""
+    """The constant ``W``, float64; ``left`` are the left singular vectors of a factorization by SVD."""
     with on_cpu():
         f = inverse.f
         d = _denominator(inverse, l2, a.shape)
@@ -119,7 +119,7 @@ def _build(route):
             r = _r(inverse(hints))
             ur, qr = u * r, q * r
             l2_bar = -ur * qr
-        ur, qr = _narrow(ur, a.dtype), _narrow(qr, a.dtype)
+        ur, qr = astype(ur, a.dtype), astype(qr, a.dtype)
         with large(a.dtype):
             au, aq, weight = a @ ur, a @ qr, w[..., None]
             a_bar = -((weight * aq) @ _t(ur) + (weight * au) @ _t(qr))
@@ -129,7 +129,7 @@ def _build(route):
         da, dw, dl, dx = tangents[:4]
         with on_cpu():
             r = _r(inverse(hints))
-            qr = _narrow(q * r, a.dtype)
+            qr = astype(q * r, a.dtype)
             parts = ([] if dl is None else [-dl * (q * r) * r]) + ([] if dx is None else [dx])
         with large(a.dtype):
             weight, moved = w[..., None], []
@@ -138,15 +138,15 @@ def _build(route):
             if dw is not None:
                 moved.append(_t(a) @ (dw[..., None] * (a @ qr)))
         with on_cpu():
-            parts += [-_wide(p) * r for p in moved]
+            parts += [-astype(p, mx.float64) * r for p in moved]
             return normal(a, w, l2, sum(parts), inverse(hints))
 
     def ridge_vjp(x, bar, a, b, w, l2, *hints):
-        z = normal(a, w, l2, _wide(bar), inverse(hints))
+        z = normal(a, w, l2, astype(bar, mx.float64), inverse(hints))
         with on_cpu():
             r = _r(inverse(hints))
             zr = z * r
-            l2_bar = -zr * (_wide(x) * r)
+            l2_bar = -zr * (astype(x, mx.float64) * r)
             zr, r = zr.astype(a.dtype), r.astype(a.dtype)
         with large(a.dtype):
             rest, az, weight = (b - a @ x) * r, a @ zr, w[..., None]
@@ -167,8 +167,8 @@ def _build(route):
             if db is not None:
                 moved.append(_t(a) @ (weight * db * rs))
         with on_cpu():
-            parts = [_wide(p) for p in moved] + ([] if dl is None else [-dl * _wide(x) * r])
-            return _narrow(normal(a, w, l2, sum(parts), inverse(hints)) * r, a.dtype)
+            parts = [astype(p, mx.float64) for p in moved] + ([] if dl is None else [-dl * astype(x, mx.float64) * r])
+            return astype(normal(a, w, l2, sum(parts), inverse(hints)) * r, a.dtype)
 
     return (
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
@@ -207,16 +207,6 @@ def _build_gram(route):
             return gram_normal(k, l2, sum(parts), Inverse(Factor(*hints), route))
 
     return attach(vjp, jvp, (2, 2, 2, *_cores(route), 2))
-
-
-def _narrow(x, dtype):
-    with on_cpu():
-        return x.astype(dtype)
-
-
-def _wide(x):
-    with on_cpu():
-        return x.astype(mx.float64)
 
 
 def _sum_to(x, w):

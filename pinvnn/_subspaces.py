@@ -3,9 +3,9 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes
-from ._factor import embed, factor, h, thin_qr, times, unembed
+from ._factor import embed, factor, h, thin_svd, times, unembed
 from ._pinv import rank
-from ._place import CPU, on_cpu
+from ._place import CPU, astype, on_cpu
 
 
 def orth(a, *, rtol=None):
@@ -37,7 +37,7 @@ def orth(a, *, rtol=None):
             return mx.zeros((a.shape[0], 0), out)
         gram = (f.v * f.s**2) @ mx.swapaxes(f.v, -1, -2)
         u = times(a, _stacked(v @ _inverse_root(mx.swapaxes(v, -1, -2) @ gram @ v) * f.r, a.dtype))
-        return (u if a.dtype == mx.complex64 else thin_qr(u.astype(mx.float64))[0]).astype(out)
+        return (u if a.dtype == mx.complex64 else thin_svd(u.astype(mx.float64))[0]).astype(out)
 
 
 def null_space(a, *, rtol=None):
@@ -100,7 +100,7 @@ def penrose_residuals(a, p):
     if a.size == 0 or p.size == 0 or 0 in batch:
         return mx.zeros((*batch, 4), _dtypes.real(work))
     with on_cpu():
-        a, p = embed(a.astype(work)), embed(p.astype(work))
+        a, p = embed(astype(a, work)), embed(astype(p, work))
         a, p = (mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, p))
         ap_side = _asymmetry(a, mx.swapaxes(p, -1, -2))
         pa_side = _asymmetry(mx.swapaxes(a, -1, -2), p)
@@ -118,8 +118,10 @@ def _asymmetry(x, y):
         s = x @ mx.swapaxes(y, -1, -2)
     else:
         finite = mx.all(mx.isfinite(x) & mx.isfinite(y), axis=(-2, -1), keepdims=True)
-        both = mx.where(finite, mx.concatenate([x, y], axis=-1), 0.0)
-        small = thin_qr(both)[1]
+        both = mx.concatenate([i / mx.max(mx.abs(i), axis=(-2, -1), keepdims=True) for i in (x, y)], axis=-1)
+        both = mx.where(mx.isfinite(both), both, 0.0)  # a ratio: the scales cancel, and 0 / 0 is 0
+        _, values, v = thin_svd(both)
+        small = values[..., :, None] * mx.swapaxes(v, -1, -2)  # both = U small
         s = small[..., :n] @ mx.swapaxes(small[..., n:], -1, -2)
         s = mx.where(finite, s, mx.array(float("nan"), mx.float64))
     return _ratio(_norm(s - mx.swapaxes(s, -1, -2)), _norm(s))
@@ -144,8 +146,8 @@ def _finite_matrix(name, a, rtol):
     if a.ndim != 2:
         _checks.fail(name, "a must be one matrix", f"shape {a.shape}", "Call it for each matrix of the batch.")
     out, rtol = _dtypes.result(a), _checks.tolerance(name, "rtol", rtol, ())
-    a = a.astype(_dtypes.working(a))
-    if a.size and not bool(mx.all(mx.isfinite(mx.abs(a)))):
+    a = astype(a, _dtypes.working(a))
+    if a.size and not bool(mx.all(mx.isfinite(a, stream=CPU), stream=CPU)):
         _checks.fail(name, "a must be finite", "NaN or Inf", "Mask or drop those entries.")
     return out, a, rtol
 
