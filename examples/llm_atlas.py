@@ -24,13 +24,13 @@ import sys
 import time
 from pathlib import Path
 
+from _common import SMALL, picture
 from llm_model import convert, packaged_gguf, write_tiny
 
 from pinvnn.heads import Head, atlas, extract
 from pinvnn.heads._report import seconds, table
 
-OUTPUT = Path(os.environ.get("PINVNN_EXAMPLE_OUTPUT", Path(__file__).parent / "output"))
-SMALL = os.environ.get("PINVNN_EXAMPLE_SIZE") == "small"
+OUTPUT = picture("llm")
 WORDNET = Path(os.environ.get("WORDNET", "/usr/share/wordnet/data.noun"))
 # Lexicographer files 3 to 28, lexnames(5WN).
 NOUNS = (
@@ -92,7 +92,7 @@ def prepare_model() -> Path:
 
 
 def read(data: Path, name: str) -> tuple[list[str], list[str]]:
-    rows = [json.loads(line) for line in open(data / f"{name}.jsonl", encoding="utf-8")]
+    rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
@@ -136,14 +136,14 @@ def main():
     held_out = 60 if SMALL else 500
 
     model = prepare_model()
-    data = write_data(OUTPUT / "nouns", {"train": args.train, "valid": held_out, "test": held_out})
+    data = write_data(OUTPUT / "data", {"train": args.train, "valid": held_out, "test": held_out})
     start = time.perf_counter()
     result = atlas(
         str(model),
         data,
         pooling=args.pooling,
         batch_size=args.batch_size,
-        output=OUTPUT / "llm_atlas",
+        output=OUTPUT / "atlas",
         progress=True,
     )
     wall = time.perf_counter() - start
@@ -157,7 +157,7 @@ def main():
     print(f"TF-IDF + RidgeClassifierCV {tfidf_baseline(data):.3f}")
     agreement = sklearn_agreement(result.head(), data, args.batch_size)
     print(f"scikit-learn's RidgeClassifier on the same features says the same for {100 * agreement:.1f} % of the texts")
-    print(f"Wrote {OUTPUT / 'llm_atlas'}: atlas.png, atlas.json and head/")
+    print(f"Wrote {OUTPUT / 'atlas'}: atlas.png, atlas.json and head/")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,19 @@ def test_a_bad_model_is_one_line(topics, tmp_path, capsys, model, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_hub_says_becomes_one_line(topics, tmp_path, capsys, monkeypatch):
+    def unreachable(name):
+        raise RuntimeError(f"cannot reach {name}\n  try again\n")
+
+    monkeypatch.setattr("mlx_lm.load", unreachable)
+    arguments = ["--data", str(topics), "--output", str(tmp_path / "out"), "--layer", "1"]
+    assert main(["fit", "--model", "someone/model", *arguments]) == 2
+    assert capsys.readouterr().err == (
+        "pinvnn fit: error: someone/model: mlx-lm must be able to load the model, but got: cannot reach someone/model "
+        "try again\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
