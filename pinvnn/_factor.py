@@ -150,7 +150,7 @@ def thin_svd(a):
         unit = 1 / mx.where(norms > 0, norms, mx.ones_like(norms))
         # Columns of rounding noise may be parallel. They come last, so that a shift there reaches no other column.
         noise = norms <= n * _dtypes.eps(mx.float64) * mx.max(norms, axis=-1, keepdims=True)
-        ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1.0, shift)[..., None, :]
+        ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1e-3, shift)[..., None, :]
         lower = mx.tril(_cholesky(gram * unit[..., None, :] * unit[..., :, None] + ridge))
         u, s, vt = _svd(_t(lower) * norms[..., None, :])
         v = v @ _t(vt)

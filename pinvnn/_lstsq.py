@@ -89,8 +89,10 @@ def _empty(a, shape):
 def _sums_of_squares(rest, weights):
     if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
         return mx.zeros((*rest.shape[:-2], rest.shape[-1]), _dtypes.real(rest.dtype))
-    parts = (mx.real(rest), mx.imag(rest)) if rest.dtype == mx.complex64 else (rest,)
-    squares = sum(mx.square(part) for part in parts)
+    if rest.dtype == mx.complex64:
+        squares = mx.square(mx.real(rest)) + mx.square(mx.imag(rest))
+    else:
+        squares = mx.square(rest)
     return mx.sum(squares if weights is None else weights[..., None] * squares, axis=-2)
 
 
