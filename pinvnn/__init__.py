@@ -1,6 +1,6 @@
 """Differentiable pseudo-inverse, least squares, ridge and closed-form readout layers for MLX."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 
 from ._backend import require_backend
 
@@ -16,8 +16,13 @@ from ._subspaces import orth as orth
 from ._subspaces import penrose_residuals as penrose_residuals
 from ._types import Diagnosis as Diagnosis
 from ._types import LstsqResult as LstsqResult
+from ._version import version
 
-try:
-    __version__ = version("pinvnn")
-except PackageNotFoundError:  # A source tree on the path that was never installed.
-    __version__ = "0+unknown"
+
+def __getattr__(name):
+    """Subpackages and the version on first use: ``import pinvnn`` stays quick."""
+    if name == "__version__":
+        return version()
+    if name in ("heads", "nn", "streaming", "testing", "varpro"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "pinvnn"
 
 # A module may import from the rows above its own, and a package (testing, nn, ...) from itself. A new module goes here.
 ROWS = [
-    "_backend _types _dtypes _place testing",
+    "_backend _version _types _dtypes _place testing",
     "_rank _attach _checks",
     "_factor",
     "_spectral _ridge_rules",

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
+from .._version import version
 from ._atlas import L2_GRID, run, save_head
 from ._data import TASKS, Label, Row, check_length, read_rows
 from ._extract import tokens_needed
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pinvnn", description="Closed-form heads on the hidden states of language models that mlx-lm loads."
     )
-    parser.add_argument("--version", action="version", version=f"pinvnn {__version__}")
+    parser.add_argument("--version", action="version", version=f"pinvnn {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,predict,atlas}")
 
     fit = commands.add_parser(
