@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = "PINVNN_EXAMPLE_SIZE"
+SMALL, OUTPUT = "PINVNN_EXAMPLE_SIZE", "PINVNN_EXAMPLE_OUTPUT"
 EXAMPLES = [path for path in sorted((ROOT / "examples").glob("[!_]*.py")) if SMALL in path.read_text()]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)  # "```python notest" does not match
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.example
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example_runs_small(path, tmp_path):
-    environment = {**os.environ, SMALL: "small", "MPLBACKEND": "Agg"}
+    environment = {**os.environ, SMALL: "small", OUTPUT: str(tmp_path), "MPLBACKEND": "Agg"}
     command = [sys.executable, str(path)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
