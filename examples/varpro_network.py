@@ -3,23 +3,22 @@
 The network learns how a driven, damped oscillator answers: the in-phase and the out-of-phase amplitude as functions of
 frequency and damping, with its sharp resonance. All three train the same network from the same start on all rows at
 once; Adam's learning rate is the best of a few. Writes varpro_network.png.
+
+    python examples/varpro_network.py
 """
 
-import os
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from _common import SMALL, picture
 
-import pinvnn
+from pinvnn.nn import LeastSquaresReadout
 from pinvnn.varpro import SeparableGaussNewton
 
-SMALL = os.environ.get("PINVNN_EXAMPLE_SIZE") == "small"
-OUTPUT = Path(os.environ.get("PINVNN_EXAMPLE_OUTPUT", "examples/output"))
 STEPS = {"VarPro": 60, "Adam, projected": 600, "Adam": 3000}
 RATES = {"Adam, projected": [0.01, 0.03], "Adam": [0.003, 0.01, 0.03]}
 if SMALL:
@@ -38,15 +37,7 @@ def oscillator(rows, seed):
 
 def network():
     mx.random.seed(0)
-    return nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()), nn.Linear(32, 2)
-
-
-def projected(features, readout):
-    """The loss that is left once the readout is solved for, differentiable through the solution; and that readout."""
-    h = features(x)
-    weight = pinvnn.ridge(h - h.mean(axis=0), y - y.mean(axis=0), L2)
-    readout.weight, readout.bias = weight.T, y.mean(axis=0) - h.mean(axis=0) @ weight
-    return (mx.sum((y - readout(h)) ** 2) + L2 * mx.sum(weight**2)) / y.size
+    return nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
 
 
 def train(step, features, readout, steps, before_a_look=lambda: None):
@@ -63,37 +54,41 @@ def train(step, features, readout, steps, before_a_look=lambda: None):
 
 
 def varpro(steps):
-    features, readout = network()
+    features, readout = network(), LeastSquaresReadout(32, 2)
     optimizer = SeparableGaussNewton(features, readout, L2)
     return train(lambda: optimizer.step(x, y), features, readout, steps)
 
 
-def adam(steps, rate, separated):
-    features, readout = network()
-    model = features if separated else nn.Sequential(features, readout)
+def adam(steps, rate):
+    features = network()
+    readout = nn.Linear(32, 2)
+    model = nn.Sequential(features, readout)
+    step = descend(model, lambda model: mx.mean((model(x) - y) ** 2), steps, rate)
+    return train(step, features, readout, steps)
+
+
+def projected_adam(steps, rate):
+    features, readout = network(), LeastSquaresReadout(32, 2, l2=L2)
+    step = descend(features, lambda features: readout.projected_loss(features(x), y), steps, rate)
+    return train(step, features, readout, steps, lambda: readout.fit(features(x), y))
+
+
+def descend(model, loss, steps, rate):
     optimizer = optim.Adam(optim.cosine_decay(rate, steps))
-
-    def loss(model):
-        return projected(features, readout) if separated else mx.mean((model(x) - y) ** 2)
-
     gradient = nn.value_and_grad(model, loss)
 
     def step():
         optimizer.update(model, gradient(model)[1])
         mx.eval(model.parameters(), optimizer.state)
 
-    def solve():
-        if separated:
-            projected(features, readout)
-
-    return train(step, features, readout, steps, solve)
+    return step
 
 
 x, y = oscillator(1000, seed=0)
 x_test, y_test = oscillator(1000, seed=1)
 paths = {"VarPro": varpro(STEPS["VarPro"])}
-for name in ["Adam, projected", "Adam"]:
-    runs = {rate: adam(STEPS[name], rate, name != "Adam") for rate in RATES[name]}
+for name, method in [("Adam, projected", projected_adam), ("Adam", adam)]:
+    runs = {rate: method(STEPS[name], rate) for rate in RATES[name]}
     best = min(runs, key=lambda rate: runs[rate][-1, 1])
     paths[f"{name}, rate {best}"] = runs[best]
 
@@ -120,6 +115,5 @@ for axis, label in zip(axes, ["steps", "seconds"], strict=True):
 axes[0].set_ylabel("mean squared error (dotted: new points)")
 axes[0].legend()
 figure.suptitle("A driven oscillator learned by a network with 1,218 parameters, 66 of them linear")
-OUTPUT.mkdir(parents=True, exist_ok=True)
-figure.savefig(OUTPUT / "varpro_network.png", dpi=120)
-print(f"wrote {OUTPUT / 'varpro_network.png'}")
+figure.savefig(picture("varpro_network.png"), dpi=120)
+print(f"wrote {picture('varpro_network.png')}")

@@ -38,6 +38,10 @@ class Basis:
         """The flat vector ``x`` (p,) in the shape that the caller gave alpha."""
         return self._fill(self._leaves(x))
 
+    def round(self, x: np.ndarray) -> np.ndarray:
+        """``x`` as the basis sees it, in its dtype."""
+        return x if self.dtype == mx.float64 else x.astype(np.float32).astype(np.float64)
+
     def __call__(self, x: np.ndarray) -> mx.array:
         """Phi (m, n) at ``x``, evaluated."""
         self.evaluations += 1

@@ -72,7 +72,7 @@ def box(bounds: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds as flat vectors."""
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         fail(NAME, "bounds must be a pair (lower, upper)", f"{bounds!r:.60}", "None stands for no bound.")
-    lower, upper = one_side(bounds[0], basis, -np.inf), one_side(bounds[1], basis, np.inf)
+    lower, upper = (basis.round(one_side(*end)) for end in [(bounds[0], basis, -np.inf), (bounds[1], basis, np.inf)])
     for j in np.flatnonzero(~(lower <= upper)):
         fail(NAME, "lower bounds must not exceed upper ones", f"{lower[j]} and {upper[j]}", "Exchange them.")
     for j in np.flatnonzero((basis.start < lower) | (basis.start > upper)):

@@ -30,19 +30,20 @@ class Model:
         return -float(self.qtf @ along + 0.5 * curvature)
 
     def minimum(self, lower: np.ndarray, upper: np.ndarray, free: np.ndarray, radius: float) -> tuple[np.ndarray, bool]:
-        """The step of the ``free`` variables within ``radius`` and the bounds, and whether ``radius`` cut it short.
+        """The step of the ``free`` variables within ``radius`` and the bounds, and whether either cut it short.
 
-        Variables that would leave their bounds are set onto them, and the step is solved again for the others.
+        Variables that would leave their bounds are set onto them, and the step is solved again for the others. Such a
+        step may fail to decrease the model; a short one does not, as it goes against the gradient.
         """
-        step, free, limited = np.zeros(free.size), free.copy(), False
-        while free.any():
-            step[free], limited = in_ball(*self._diagonal(free, step * ~free), radius)
-            outside = free & ((step < lower) | (step > upper))
+        step, left, limited = np.zeros(free.size), free.copy(), False
+        while left.any():
+            step[left], limited = in_ball(*self._diagonal(left, step * ~left), radius)
+            outside = left & ((step < lower) | (step > upper))
             if not outside.any():
                 break
             step = np.where(outside, np.clip(step, lower, upper), step)
-            free &= ~outside
-        return step, limited
+            left &= ~outside
+        return step, limited or bool((left != free).any())
 
     def is_convex(self, free: np.ndarray) -> bool:
         """Whether the model has one minimum in the ``free`` variables."""

@@ -56,8 +56,7 @@ class Problem:
         return point
 
     def __call__(self, x: np.ndarray) -> Separated:
-        if self.basis.dtype == mx.float32:
-            x = x.astype(np.float32).astype(np.float64)  # As the basis will see it.
+        x = self.basis.round(x)
         return self._separate(x, self.basis(x))
 
     def derivatives(self, point: Separated) -> Derivatives:

@@ -147,8 +147,8 @@ class Search:
         moving = columns[self.free]
         if not moving.any():
             return "bounds" if columns.any() else "flat"
-        cosines = np.abs(g[self.free]) / np.where(moving > 0, moving * self.norm, 1.0)
-        return "gradient" if cosines.max() <= self.tol else ""
+        self.slope = float(np.max(np.abs(g[self.free]) / np.where(moving > 0, moving, 1.0)))
+        return "gradient" if self.slope <= self.tol * self.norm else ""
 
     def _update_secant(self, step: np.ndarray, g: np.ndarray, change: np.ndarray, mixed: np.ndarray) -> None:
         """Dennis, Gay and Welsch's update: the S nearest to the sized old one with S step = (J - J_before)^T f."""
@@ -175,11 +175,12 @@ class Search:
         noise = 10 * self.eps * self.norm * (self.norm + self.scale)
         box = (self.lower - x) * weight, (self.upper - x) * weight
         move, limited = model.minimum(*box, self.free, np.inf)
-        reach = model.decrease(move)
+        reach = max(model.decrease(move), 0.5 * self.slope**2)  # The latter by one variable alone.
         blind = reach <= noise
         if not blind:
             move, limited = model.minimum(*box, self.free, self.radius)
-        trial = self.evaluate(np.clip(x + move / weight, self.lower, self.upper))
+        target = np.where(move <= box[0], self.lower, np.where(move >= box[1], self.upper, x + move / weight))
+        trial = self.evaluate(np.clip(target, self.lower, self.upper))
         move = (trial.x - x) * weight
         length, size = float(np.linalg.norm(move)), float(np.linalg.norm(weight * x))
 
@@ -216,4 +217,4 @@ class Search:
         if ratio > 0.75:
             self.radius = max(self.radius, 2 * length)
         elif not ratio > 0.25:
-            self.radius = (0.25 if finite else 0.1) * min(self.radius, length or self.radius)
+            self.radius = (0.5 if finite else 0.1) * min(self.radius, length or self.radius)

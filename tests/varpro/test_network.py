@@ -7,6 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import pinvnn
+from pinvnn.nn import LeastSquaresReadout
 from pinvnn.streaming import ReadoutStatistics
 from pinvnn.varpro import SeparableGaussNewton
 from pinvnn.varpro._basis import Basis, arrays, to_numpy
@@ -229,13 +230,18 @@ def test_weight_two_is_the_row_twice():
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
 
 
-def test_it_trains_under_a_readout_of_the_library_and_without_intercept():
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [nn.Linear, LeastSquaresReadout])
+def test_it_trains_under_either_readout_with_and_without_intercept(kind, bias):
     x, y = rows(60)
-    features, readout = network(bias=False)
+    features, _ = network()
+    readout = kind(N, K, bias=bias)
     optimizer = SeparableGaussNewton(features, readout, 1e-4)
     losses = [optimizer.step(x, y).loss for _ in range(20)]
     assert losses[-1] < 0.1 * losses[0]
-    assert "bias" not in readout
+    assert ("bias" in readout) == bias
+    expected = LeastSquaresReadout(N, K, 1e-4, bias=bias).projected_loss(features(x), y).item()
+    np.testing.assert_allclose(losses[-1], expected, rtol=1e-6)
 
 
 def test_nothing_in_float64_lands_on_a_default_gpu(monkeypatch):

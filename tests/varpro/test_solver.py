@@ -157,6 +157,26 @@ def test_bounded_minima_are_those_of_scipy(lower, upper):
     np.testing.assert_allclose(found.point.f @ found.point.f, 2 * theirs.cost, rtol=1e-6, atol=1e-18)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_bounded_searches_end_where_the_gradient_points_out_of_the_box(seed):
+    rng = np.random.default_rng(seed)
+    p = rng.integers(1, 6)
+    a = rng.standard_normal((p + 3, p)) @ np.diag(10.0 ** rng.uniform(-2, 2, p))
+    b, shape = 3 * rng.standard_normal(p + 3), seed % 2  # Half of them are linear.
+    lower = rng.uniform(-2, 0, p)
+    upper = lower + rng.uniform(0, 2, p)
+    problem = Problem(
+        lambda x: a @ (shape * np.tanh(3 * x) + x) - b, lambda x: a * (3 * shape / np.cosh(3 * x) ** 2 + 1)
+    )
+    found = problem.search(rng.uniform(lower, upper), lower, upper, scale=np.linalg.norm(b))
+    assert found.converged, found.reason
+    x, f, j = found.point.x, found.point.f, problem.j(found.point.x)
+    assert ((x >= lower) & (x <= upper)).all()
+    slope = (j.T @ f) / (np.linalg.norm(j, axis=0) * np.linalg.norm(f))
+    free = ~((x == lower) & (slope >= 0)) & ~((x == upper) & (slope <= 0))
+    np.testing.assert_allclose(slope[free], 0, atol=1e-6)
+
+
 def test_a_correlated_problem_slides_along_its_bound():
     matrix = [[1, 0.99], [0.99, 1]]
     found = line(np.array([2.0, -1.0]), matrix).search([0.0, 0.0], [-5, 0], [5, 5])

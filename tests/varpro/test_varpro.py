@@ -261,6 +261,14 @@ def test_bounds_are_kept_and_felt(bounds, alpha):
         assert expected is None or value == expected
 
 
+def test_bounds_hold_in_float32():
+    y, t = mx.array(signal().astype(np.float32)), mx.array(T.astype(np.float32))
+    # 0.6 has no float32, and alpha must come to rest on the one beside it.
+    found = varpro(lambda a: decays(a, t), mx.array([0.9, 3.0]), y, bounds=(0.6, float64([9.1, 2.9 + 1])))
+    assert found.converged, found.reason
+    assert found.alpha[0].item() == np.float32(0.6)
+
+
 def test_everything_held_is_a_linear_fit():
     found = varpro(decays, START, Y, bounds=(START, START))
     assert found.converged and found.reason.startswith("bounds")
