@@ -118,7 +118,7 @@ def test_method(name, fn):
     raises(ValueError, f"[pinvnn.{name}] method must be one of auto, ", fn, A, method="fast")
     raises(ValueError, f"[pinvnn.{name}] method must be one of auto, ", fn, A, method=None)
     raises(ValueError, f"[pinvnn.{name}] method 'gram' is for float32", fn, A64, method="gram")
-    raises(ValueError, f"[pinvnn.{name}] method 'qr' is for real input", fn, AC, method="qr")
+    raises(ValueError, f"[pinvnn.{name}] method 'svd' is for real input", fn, AC, method="svd")
 
 
 def test_method_of_ridge():
