@@ -94,13 +94,6 @@ class Head(nn.Module):
     def _extra_repr(self) -> str:
         return f"layer={self.config.layer}, pooling={self.config.pooling!r}, outputs={self.readout.weight.shape[0]}"
 
-    def unfreeze(self, *args, **kwargs):
-        """Unfreeze all but the readout's weight and bias, which the closed form sets and no optimizer."""
-        super().unfreeze(*args, **kwargs)
-        # MLX clears the frozen names of children itself, without asking their own unfreeze.
-        self.readout.freeze(keys=["weight", "bias"], recurse=False)
-        return self
-
     def tokenize(self, texts: Sequence[str]) -> tuple[mx.array, mx.array]:
         """Token ids ``(batch, length)`` and lengths ``(batch,)`` of some texts.
 

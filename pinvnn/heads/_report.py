@@ -106,7 +106,7 @@ def plot(result: Atlas, path: str | Path) -> None:
     bottom.set_xticks(layers, [result.layer_name(i) for i in layers], rotation=90 if len(layers) > 12 else 0)
     bottom.set_xlabel("layer")
     bottom.grid(alpha=0.3)
-    bottom.legend()
+    bottom.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
 

@@ -172,7 +172,16 @@ def batch(head, count=48):
     return *head.tokenize([row["text"] for row in found]), mx.where(index == mx.arange(3), 1.0, -1.0)
 
 
-def test_a_head_is_trained_through_lora(tiny, topics, tmp_path):
+def leave_one_out(readout, x, y):
+    return readout.loo_loss(x, y)
+
+
+def support_and_query(readout, x, y):
+    return ((readout.adapt(x[::2], y[::2], x[1::2]) - y[1::2]) ** 2).mean()
+
+
+@pytest.mark.parametrize("error", [leave_one_out, support_and_query])
+def test_a_head_is_trained_through_lora(tiny, topics, tmp_path, error):
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     head = fit_head(str(tiny), topics, 3, l2=[5.0], pooling="mean")
@@ -183,9 +192,7 @@ def test_a_head_is_trained_through_lora(tiny, topics, tmp_path):
     assert {name.split(".")[-1] for name, _ in tree_flatten(head.trainable_parameters())} == {"lora_a", "lora_b"}
 
     def loss(head):
-        features = head.features(tokens, lengths)
-        predicted = head.readout.adapt(features[::2], y[::2], features[1::2])
-        return ((predicted - y[1::2]) ** 2).mean()
+        return error(head.readout, head.features(tokens, lengths), y)
 
     step = nn.value_and_grad(head, loss)
     optimizer = optim.Adam(1e-3)
