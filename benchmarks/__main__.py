@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 from . import cases, contenders, memory, report
-from .measure import Effort, measure
+from .measure import Effort, Session, measure
 from .plot import plot
 from .pool import ROOT, Pool
 from .startup import import_times
@@ -70,8 +70,9 @@ def run(options):
                  "machine": _machine(), "python": platform.python_version(),
                  "date": datetime.date.today().isoformat()}
         _print(report.taking_part(found))
+        session = Session(pool, effort, Path(folder))
         for case in selected(options):
-            for row in measure(case, pool, effort, Path(folder) / "case"):
+            for row in measure(case, session):
                 found["rows"].append(row)
                 _print(["", report.row_text(row)])
         for case in () if options.no_memory else memory.cases(options.ops, options.quick):

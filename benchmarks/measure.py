@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
@@ -24,63 +24,110 @@ class Effort:
 
     least: int = 3
     most: int = 15
-    budget: float = 0.4
-    limit: float = 20.0
+    budget: float = 0.3
+    limit: float = 10.0
     judged: bool = True
     modes: tuple[str, ...] = MODES
 
 
-def measure(case: Case, pool: Pool, effort: Effort, folder: Path):
+@dataclass
+class Session:
+    """A run: its processes, a folder for data, and how long the smaller cases took."""
+
+    pool: Pool
+    effort: Effort
+    folder: Path
+    seconds: dict = field(default_factory=dict)
+
+    def expected(self, name, case, mode):
+        """Seconds by the last case of its kind, None if there was none, and that case's shape."""
+        seconds, smaller = self.seconds.get(_kind(name, case, mode), (None, case))
+        growth = _work(case) / _work(smaller)
+        return (seconds * max(1.0, growth) if seconds and growth > 1 else None), smaller.shape
+
+    def remember(self, name, case, mode, seconds):
+        self.seconds[_kind(name, case, mode)] = seconds, case
+
+
+def _kind(name, case, mode):
+    return name, case.op, mode, case.dtype, case.m >= case.n, case.batch > 1
+
+
+def _work(case):
+    return case.batch * case.m * case.n * min(case.m, case.n)
+
+
+def measure(case: Case, session: Session):
     """One row for each mode: a dictionary fit for JSON."""
+    effort = session.effort
     conditions = case.conditions if effort.judged else case.conditions[:1]
+    folder = session.folder / "case"
     try:
-        files = {cond: pool.judge.call("pose", 600, case=case.asdict(), cond=cond, folder=str(folder / f"{cond:g}"),
-                                       judged=effort.judged) for cond in conditions}
+        files = {cond: session.pool.judge.call("pose", 600, case=case.asdict(), cond=cond, judged=effort.judged,
+                                               folder=str(folder / f"{cond:g}")) for cond in conditions}
         baseline = None
         for mode in case.modes:
             if mode in effort.modes:
-                row = _row(case, mode, pool, effort, files, folder, baseline)
+                row = _row(case, mode, session, files, baseline)
                 baseline = row["results"].get(BASELINE)
                 yield row
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _row(case, mode, pool, effort, files, folder, baseline):
+def _row(case, mode, session, files, baseline):
+    """``baseline``: the result of the first mode's, where value and gradient were judged together."""
     results, firsts = {}, {}
-    for name, worker in pool.workers.items():
-        result = results[name] = {}
+    for name in session.pool.workers:
         if name == BASELINE and baseline is not None:
-            results[name] = baseline  # value and gradient were judged in the first mode
+            results[name] = baseline
             continue
-        # The timed problem, of the lowest condition, comes last: its data stay loaded.
-        for cond in sorted(files, reverse=True):
-            try:
-                _leave_out(name, case, mode, firsts)
-                seconds = worker.call("load", effort.limit, case=case.asdict(), mode=mode, files=files[cond])
-                if effort.judged and not name.startswith(("floor", "gram")):
-                    paths = worker.call("save", 60, folder=str(folder))
-                    errors = pool.judge.call("errors", 60, cond=cond, paths=paths)
-                    result.setdefault("errors", {})[f"{cond:g}"] = errors
-                if worker.contender.timed and cond == min(files):
-                    firsts[name] = seconds
-            except (Unsupported, Failed, Missing) as reason:
-                result["note"] = str(reason)
-                if worker.process is None or isinstance(reason, Unsupported):
-                    break  # what took too long or too much memory would do so again
-                result.setdefault("errors", {})[f"{cond:g}"] = {"value": math.inf}
-    times = _take_turns(pool, firsts, effort)
+        results[name], first = _first_calls(name, case, mode, session, files, firsts)
+        if first:
+            firsts[name] = first
+    times = _take_turns(session.pool, firsts, session.effort)
     for name, turns in times.items():
         results[name] |= _statistics(turns, times.get(OURS))
+        session.remember(name, case, mode, min(turns))
     return {"case": case.asdict(), "shape": case.shape, "mode": mode, "results": results}
 
 
-def _leave_out(name, case, mode, firsts):
-    """Rows that would say nothing new."""
+def _first_calls(name, case, mode, session, files, firsts):
+    """Errors at each condition, and the seconds of a call at the lowest, whose data stay loaded for the turns."""
+    worker, limit = session.pool.workers[name], session.effort.limit
+    result, seconds = {}, 0.0
+    for cond in sorted(files, reverse=True):
+        try:
+            _leave_out(name, case, mode, session, firsts)
+            seconds = worker.call("load", limit, case=case.asdict(), mode=mode, files=files[cond])
+            if session.effort.judged and name not in ("floor", "gram"):
+                paths = worker.call("save", 60, folder=str(session.folder))
+                errors = session.pool.judge.call("errors", 60, cond=cond, paths=paths)
+                result.setdefault("errors", {})[f"{cond:g}"] = errors
+            if seconds > 3 * SLOW:
+                break
+        except (Unsupported, Failed, Missing) as reason:
+            result["note"] = str(reason)
+            seconds = 0.0
+            if isinstance(reason, Unsupported):
+                break
+            if worker.process is None:  # what took too long or too much memory does so again
+                session.remember(name, case, mode, math.inf)
+                break
+            result.setdefault("errors", {})[f"{cond:g}"] = {"value": math.inf}
+    return result, seconds if worker.contender.timed else 0.0
+
+
+def _leave_out(name, case, mode, session, firsts):
+    """Rows that would say nothing new, or not in time."""
     if name.endswith(AS_INSTALLED) and (case.op, mode, case.dtype) != ("pinv", "forward", "float32"):
         raise Unsupported("compared in pinv's forward pass only")
     if name == "mx.linalg" + AS_INSTALLED and firsts.get("mx.linalg", math.inf) > HOPELESS:
         raise Unsupported("mx.linalg is slow enough with a fast BLAS")
+    expected, shape = session.expected(name, case, mode)
+    if expected is not None and expected > session.effort.limit and name != OURS:
+        raise Unsupported(f"left out after {shape}, which took too long or failed" if math.isinf(expected)
+                          else f"left out: about {expected:.0f} s, by its time at {shape}")
 
 
 def _take_turns(pool, firsts, effort):

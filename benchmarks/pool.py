@@ -13,7 +13,7 @@ from time import monotonic
 from typing import IO
 
 from . import blas
-from .contenders import JUDGE, Contender
+from .contenders import BASELINE, JUDGE, Contender
 from .peers.base import Unsupported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ class Worker:
         environment.pop("LD_PRELOAD", None)
         if self.contender.mlx and self.contender.preload and self.preload:
             environment["LD_PRELOAD"] = self.preload
-        if self.name == JUDGE:  # its many small products gain nothing from threads
+        if self.name in (JUDGE, BASELINE):  # many small products, which gain nothing from threads
             environment["OPENBLAS_NUM_THREADS"] = "1"
         return environment
 

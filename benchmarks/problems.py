@@ -13,7 +13,9 @@ from .cases import INPUTS, Case
 def problem(case: Case, cond: float) -> dict:
     """Arrays in the case's dtype, and the number ``l2``; the same for every call.
 
-    The singular values of ``a`` are spaced evenly in the logarithm, with entries of ``a`` near 1. ``b`` is 10 % noise.
+    The entries of ``a`` are near 1 in size. Half of its singular values are spread evenly in the logarithm, half lie
+    within a factor of two of the smallest: an error then has many directions and depends little on chance. ``b`` is
+    10 % noise.
     ``l2`` is a tenth of the smallest squared singular value: enough to count, too little to help.
     """
     rng = np.random.default_rng(zlib.crc32(f"{case.shape} {cond:g}".encode()))
@@ -48,7 +50,8 @@ def _matrix(rng, batch, m, n, cond):
         return _matrix(rng, batch, n, m, cond).mT
     u = np.linalg.qr(rng.standard_normal((*batch, m, n)))[0]
     v = np.linalg.qr(rng.standard_normal((*batch, n, n)))[0]
-    return (u * np.geomspace(1, 1 / cond, n)) @ v
+    s = np.concatenate([np.geomspace(1, 2 / cond, n - n // 2), np.geomspace(2 / cond, 1 / cond, n // 2 + 1)[1:]])
+    return (u * s) @ v
 
 
 def _readout(case, rng):

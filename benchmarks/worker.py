@@ -147,7 +147,8 @@ def main(module, name, device):
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), file=channel, flush=True)
         return
-    gc.disable()  # no collection inside a timed call
+    gc.disable()  # no collection inside a timed call,
+    gc.freeze()  # and quick ones between: what an import made stays
     print(json.dumps({"value": None}), file=channel, flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(server, line)), file=channel, flush=True)

@@ -68,6 +68,6 @@ def _solve(data, backward):
 
 
 def _readout(data, backward):
-    h = mx.tanh(data.x @ data.w + data.c)
+    h = data.x @ data.w
     back = (data.y - h @ (_t(h) @ data.y)) @ _t(_t(h) @ data.y)
     return _t(h) @ h, _t(data.x) @ back
