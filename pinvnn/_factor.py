@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from . import _dtypes, _rank
 from ._attach import constant
-from ._place import CPU, on_cpu
+from ._place import CPU, large, on_cpu
 
 # Rows per block of a float64 product: small enough that the float64 copy of a block stays in cache.
 BLOCK = 1024
@@ -107,13 +107,16 @@ def cross(a, b, w=None):
         return mx.concatenate([rr + ii, ri - ir], axis=-2)
 
 
-def times(a, x):
-    """``a @ x`` for tall ``a`` (..., m, n) and small stacked ``x``, summed in float64, in the dtype of ``a``."""
+def times(a, x, b=None):
+    """``a @ x``, or ``b - a @ x``, for tall ``a`` (..., m, n) and small stacked ``x``: in float64, then ``a.dtype``."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
-        rows = [_halves(a[..., i : i + BLOCK, :]) @ x for i in range(0, a.shape[-2], BLOCK)]
+        starts = range(0, a.shape[-2], BLOCK)
+        rows = [_halves(a[..., i : i + BLOCK, :]) @ x for i in starts]
+        if b is not None:
+            rows = [_halves(b[..., i : i + BLOCK, :]) - row for i, row in zip(starts, rows, strict=True)]
         if a.dtype == mx.complex64:
             pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]
             rows = [re + mx.array(1j, mx.complex64) * im for re, im in pairs]
@@ -278,11 +281,21 @@ def reciprocal(f: Factor, power):
     return mx.where(on, 1 / mx.where(on, f.s, mx.ones_like(f.s)) ** power, mx.zeros_like(f.s))
 
 
-def pinv_value(a, f: Factor, left=None):
-    """The pseudo-inverse ``(..., n, m)`` of the tall ``a`` that ``f`` factors."""
+def left_vectors(a, f: Factor):
+    """Left singular vectors ``(..., m, n)`` of the real ``a`` that ``f`` factors, 0 where the singular value is."""
     with on_cpu():
-        if left is not None:
-            return (spectral_rows(f, reciprocal(f, 1)) @ _t(left) * f.r).astype(a.dtype)
+        unit = mx.where(f.s == 0, mx.zeros_like(f.s), 1 / mx.where(f.s == 0, mx.ones_like(f.s), f.s))
+        return times(a, spectral_rows(f, unit) * f.r)
+
+
+def pinv_value(a, f: Factor, left=None):
+    """The pseudo-inverse ``(..., n, m)`` of the tall ``a`` that ``f`` factors, by its ``left`` vectors if given."""
+    if left is not None:
+        with on_cpu():
+            right = (spectral_rows(f, reciprocal(f, 1)) * f.r).astype(left.dtype)
+        with large(left.dtype):
+            return right @ _t(left)
+    with on_cpu():
         columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
         inverse = spectral_rows(f, reciprocal(f, 2)) @ _t(f.v[..., :columns, :])
         return h(times(a, inverse * f.r * f.r))

@@ -3,10 +3,11 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
-from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value, unstack
+from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value
 from ._pinv import rank
 from ._place import astype, large, on_cpu
-from ._rules import attach_adjoint, attach_solve, attach_weighted_solve, gram
+from ._products import gram
+from ._rules import attach_adjoint, attach_solve
 from ._spectral import eigenvalues, inverse
 from ._types import LstsqResult
 
@@ -105,11 +106,9 @@ def _solve(a, b, w, rtol, atol, method, whole):
         x = mx.zeros((*whole, n, 0), a.dtype)
     elif flat is not a:
         x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
-    elif w is None:
-        x = attach_solve(a, b, *f, unstack(solve_value(a, b, None, f, left), a.dtype))
     else:
-        w = mx.broadcast_to(w, (*a.shape[:-2], m))
-        x = attach_weighted_solve(a, b, w, *f, unstack(solve_value(a, b, w, f, left), a.dtype))
+        w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
+        x = attach_solve(a, b, w, f, solve_value(a, b, w, f, left))
     return x, rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
 
 

@@ -3,9 +3,9 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
-from ._factor import Factor, factor, h, pinv_value
-from ._place import astype, large, on_cpu
-from ._rules import attach_pinv
+from ._factor import Factor, factor, h, left_vectors, pinv_value
+from ._place import CPU, astype, large, on_cpu
+from ._rules import attach_pinv, attach_pinv_by_vectors
 from ._types import Diagnosis
 
 
@@ -66,7 +66,11 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
 
 def _tall_pinv(a, rtol, atol, method):
     f, left = factor(a, None, rtol, atol, method)
-    return attach_pinv(a, *f, pinv_value(a, f, left))
+    if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
+        return attach_pinv(a, *f, astype(pinv_value(a, f, left), a.dtype))
+    # Near the square the left vectors are worth their memory: the gradient needs no other product of size n^3.
+    left = mx.stop_gradient(left_vectors(a, f) if left is None else astype(left, a.dtype), stream=CPU)
+    return attach_pinv_by_vectors(a, *f, left, pinv_value(a, f, left))
 
 
 def matrix_rank(a, *, rtol=None, atol=None, hermitian=False):

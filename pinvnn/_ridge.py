@@ -123,8 +123,6 @@ def _solve(a, b, l2, w, route, entries):
     """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
     inverse, left = _inverse(a, w, l2, route, entries)
     value = solution(inverse, a, b, w, l2, left)
-    with on_cpu():
-        value = value.astype(a.dtype)
     ones = mx.ones((1,), a.dtype) if w is None else w
     return attach_ridge(a, b, ones, l2, inverse, value)
 

@@ -22,6 +22,7 @@ from . import _dtypes
 from ._attach import attach
 from ._factor import CORES, Factor, cross
 from ._place import astype, large, on_cpu
+from ._products import product, residual
 
 
 class Inverse(NamedTuple):
@@ -100,8 +101,11 @@ def normal(a, w, l2, x, inverse: Inverse):
 
 
 def attach_ridge(a, b, w, l2, inverse: Inverse, value):
-    """``value`` with the derivatives of ridge in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k)."""
-    return _RULES[inverse.route][1](a, b, w, l2, *inverse.f, value)
+    """``value`` with the derivatives of ridge in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k).
+
+    ``value`` is float64 at best: residuals are taken from it before it is rounded to the dtype of ``a``.
+    """
+    return astype(_RULES[inverse.route][1](a, b, w, l2, *inverse.f, astype(value, mx.float64)), a.dtype)
 
 
 def _r(inverse: Inverse):
@@ -142,33 +146,35 @@ def _build(route):
             return normal(a, w, l2, sum(parts), inverse(hints))
 
     def ridge_vjp(x, bar, a, b, w, l2, *hints):
-        z = normal(a, w, l2, astype(bar, mx.float64), inverse(hints))
         with on_cpu():
             r = _r(inverse(hints))
-            zr = z * r
-            l2_bar = -zr * (astype(x, mx.float64) * r)
-            zr, r = zr.astype(a.dtype), r.astype(a.dtype)
+            zr = normal(a, w, l2, bar, inverse(hints)) * r
+            l2_bar = -zr * (x * r)
+            one = mx.max(r, axis=-1, keepdims=True)
+            az, rest = product(a, zr, one), residual(b, a, x, one)
+            zr, narrow, r = zr.astype(a.dtype), x.astype(a.dtype), r.astype(a.dtype)
         with large(a.dtype):
-            rest, az, weight = (b - a @ x) * r, a @ zr, w[..., None]
-            b_bar = weight * az * r
-            return (weight * rest) @ _t(zr) - b_bar @ _t(x), b_bar, _sum_to(rest * az, w), l2_bar
+            az = az * r
+            b_bar = w[..., None] * az
+            return (w[..., None] * rest * r) @ _t(zr) - b_bar @ _t(narrow), b_bar, _sum_to(rest * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
         with on_cpu():
             r = _r(inverse(hints))
-            rs = r.astype(a.dtype)
+            one = mx.max(r, axis=-1, keepdims=True)
+            rest, rs, narrow = residual(b, a, x, one), r.astype(a.dtype), x.astype(a.dtype)
         with large(a.dtype):
-            moved, weight, rest = [], w[..., None], (b - a @ x) * rs
+            moved, weight, rest = [], w[..., None], rest * rs
             if da is not None:
-                moved.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ x) * rs))
+                moved.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ narrow) * rs))
             if dw is not None:
                 moved.append(_t(a) @ (dw[..., None] * rest))
             if db is not None:
                 moved.append(_t(a) @ (weight * db * rs))
         with on_cpu():
-            parts = [astype(p, mx.float64) for p in moved] + ([] if dl is None else [-dl * astype(x, mx.float64) * r])
-            return astype(normal(a, w, l2, sum(parts), inverse(hints)) * r, a.dtype)
+            parts = [p.astype(mx.float64) for p in moved] + ([] if dl is None else [-dl * x * r])
+            return normal(a, w, l2, sum(parts), inverse(hints)) * r
 
     return (
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),

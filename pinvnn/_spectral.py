@@ -13,7 +13,7 @@ At zero dropped values this is Golub and Pereyra's derivative; at non-zero ones 
 inverse itself. There is no pole at repeated kept values: the only one is a closing gap at the cut. With full rank N = 0
 and C = 0 hold exactly, since they come from the mask and not from I - A^+ A.
 
-K enters only as a handle that carries derivatives back to A (see ``_rules.gram``); its value is never read.
+K enters only as a handle that carries derivatives back to A (see ``_products.gram``); its value is never read.
 """
 
 import mlx.core as mx
@@ -36,10 +36,10 @@ def inverse(k, x, f: Factor):
 def split(k, x, f: Factor):
     """``S(x)``, the kept-by-dropped block of ``x`` (..., n, n) over the differences of the eigenvalues."""
     with on_cpu():
-        return _split(k, x, *f, f.v @ (_split_weight(f) * (_t(f.v) @ x @ f.v)) @ _t(f.v))
+        return _split(k, x, *f, f.v @ (split_weight(f) * (_t(f.v) @ x @ f.v)) @ _t(f.v))
 
 
-def _split_weight(f: Factor):
+def split_weight(f: Factor):
     """1 / (l_k - l_d) for kept rows and dropped columns, zero elsewhere."""
     pair = f.kept[..., :, None] * (1 - f.kept[..., None, :]) > 0
     s, t = f.s[..., :, None], f.s[..., None, :]
@@ -61,23 +61,37 @@ def pull_back(k, t, g, f: Factor, dtype):
         return _attach_pull_back(k, t, g, *f, fast.astype(mx.float64))
 
 
-def _pull_back(k, t, g, *hints):
+def turn(k, t, g, f: Factor, dtype):
+    """The part D + D^T of :func:`pull_back` alone, which is zero at full rank."""
+    with large(dtype):
+        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype), kept=False)
+    with on_cpu():
+        return _attach_turn(k, t, g, *f, fast.astype(mx.float64))
+
+
+def _turn(k, t, g, *hints):
     with on_cpu():
         f = Factor(*hints)
-        bt = inverse(k, t, f)
         d = split(k, inverse(k, g, f) + _t(t), f)
-        return d + _t(d) - bt - _t(bt)
+        return d + _t(d)
 
 
-def _pull_back_in_basis(f: Factor, t, g):
+def _pull_back(k, t, g, *hints):
+    with on_cpu():
+        bt = inverse(k, t, Factor(*hints))
+        return _turn(k, t, g, *hints) - bt - _t(bt)
+
+
+def _pull_back_in_basis(f: Factor, t, g, kept=True):
     """The same in the basis V, with six products instead of eight and in the dtype of ``t``."""
     with on_cpu():
-        v, beta, weight = f.v.astype(t.dtype), reciprocal(f, 2)[..., :, None], _split_weight(f)
+        v, beta, weight = f.v.astype(t.dtype), reciprocal(f, 2)[..., :, None], split_weight(f)
         db, weight = (weight * beta).astype(t.dtype), weight.astype(t.dtype)
         beta = beta.astype(t.dtype)
     with large(t.dtype):
         t, g = _t(v) @ t @ v, _t(v) @ g @ v
-        m = db * g + weight * _t(t) - beta * t
+        m = db * g + weight * _t(t)
+        m = m - beta * t if kept else m
         return v @ (m + _t(m)) @ _t(v)
 
 
@@ -127,6 +141,7 @@ def _split_jvp(out, tangents, k, x, *hints):
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
 _split = attach(_split_vjp, _split_jvp, (2, 2, *CORES, 2))
 _attach_pull_back = attach_like(_pull_back, 3, (2, 2, 2, *CORES, 2))
+_attach_turn = attach_like(_turn, 3, (2, 2, 2, *CORES, 2))
 
 
 # --- Eigenvalues and eigenvectors -----------------------------------------------------------------
@@ -155,6 +170,9 @@ def _mixing(k, f: Factor, twins: bool):
     index = mx.arange(n) // (2 if twins else 1)
     same = index[:, None] == index[None, :]
     close = mx.abs(difference) <= n * 2.0**-50 * f.s[..., :1, None] ** 2
+    # What is numerically zero has gradient 0 by convention, so that its mixing reaches nothing.
+    zero = f.s <= n * 2.0**-26 * f.s[..., :1]
+    same = same | (zero[..., :, None] & zero[..., None, :])
     turn = 1 / mx.where(same | close, mx.array(float("nan"), mx.float64), difference)
     return mx.where(same, mx.zeros_like(difference), turn)
 

@@ -1,0 +1,129 @@
+"""Large products, m n k and m n^2, with their derivatives.
+
+Products with a narrow factor are summed in float64 on the CPU even for float32 input: in float32 the gradients of a
+matrix of condition 1e4 would be wrong in the second digit. On a GPU, which has no float64, they are float32. The power
+of two r = 1 / |A| keeps float32 from over- and underflowing at scales of 1e30.
+"""
+
+import mlx.core as mx
+
+from ._attach import attach, attach_like
+from ._dtypes import real
+from ._factor import Factor, cross, embed, h, stack, times, unstack
+from ._place import astype, large, on_cpu
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def real_dot(x, y):
+    """Re <x, y> of each row."""
+    return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y, axis=-1)
+
+
+def weigh(w, x):
+    """``diag(w) x``."""
+    return x if w is None else w[..., None] * x
+
+
+# --- With a narrow factor -------------------------------------------------------------------------
+
+
+def product(a, x, r):
+    """``A x`` for stacked float64 ``x`` (..., n, k), in the dtype of ``a``."""
+    return _product(a, x, r) if _on_gpu(a) else _exact_product(a, x, r, times(a, x))
+
+
+def residual(b, a, x, r):
+    """``b - A x`` for stacked float64 ``x``: exact only if it is not rounded before the difference is taken."""
+    return _residual(b, a, x, r) if _on_gpu(a) else _exact_residual(b, a, x, r, times(a, x, b))
+
+
+def cross_product(a, b, r):
+    """``r A^H b``, stacked float64 ``(..., n, k)``."""
+    return _cross_product(a, b, r) if _on_gpu(a) else _exact_cross_product(a, b, r, _exact_cross(a, b, r))
+
+
+def _on_gpu(a):
+    return a.dtype != mx.float64 and mx.default_device() == mx.gpu
+
+
+def _product(a, x, r):
+    with on_cpu():
+        x = unstack(x / r, a.dtype)
+    r = astype(r, real(a.dtype))
+    with large(a.dtype):
+        return (a * r) @ x
+
+
+def _residual(b, a, x, r):
+    ax = _product(a, x, r)
+    with large(a.dtype):
+        return b - ax
+
+
+def _cross_product(a, b, r):
+    r = astype(r, real(a.dtype))
+    with large(a.dtype):
+        ab = h(a * r) @ b
+    return stack(ab)
+
+
+def _exact_cross(a, b, r):
+    with on_cpu():  # float64 sums of float32 cannot overflow, those of float64 can
+        return cross(a, b * r) if a.dtype == mx.float64 else cross(a, b) * r
+
+
+_exact_product = attach_like(_product, 2, (2, 2, 2, 2))
+_exact_residual = attach_like(_residual, 3, (2, 2, 2, 2, 2))
+_exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
+
+
+# --- The Gram matrix: a handle --------------------------------------------------------------------
+
+
+def gram(a, w, f: Factor):
+    """K = r^2 A^H D A as a handle for the functions of ``_spectral``: it carries derivatives, its value is not read."""
+    with on_cpu():
+        handle = mx.zeros_like(f.v)
+    return _gram(a, f.r, handle) if w is None else _weighted_gram(a, w, f.r, handle)
+
+
+def _gram_bars(k_bar, a, w, r):
+    # A_bar = D A (K_bar + K_bar^H),  w_bar_i = Re <a_i, (A M)_i> / 2
+    with on_cpu():
+        m = k_bar + _t(k_bar)
+        if a.dtype == mx.complex64:  # the adjoint of the embedding, twice its inverse on what it produces
+            (rr, ri), (ir, ii) = (mx.split(x, 2, axis=-1) for x in mx.split(m, 2, axis=-2))
+            m = mx.concatenate([rr + ii, ir - ri], axis=-2)
+        am = product(a, m * r, r)
+    r = astype(r, real(a.dtype))
+    with large(a.dtype):
+        am = am * r
+        return (weigh(w, am),) if w is None else (weigh(w, am), real_dot(a, am) / 2)
+
+
+def gram_tangent(da, dw, a, w, r):
+    """The tangent dK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded."""
+    r = astype(r, real(a.dtype))
+    with large(a.dtype):
+        parts, a = [], a * r
+        if da is not None:
+            half = h(da * r) @ weigh(w, a)
+            parts.append(half + h(half))
+        if dw is not None:
+            parts.append(h(a) @ weigh(dw, a))
+        return embed(parts[0] if len(parts) == 1 else parts[0] + parts[1])
+
+
+_gram = attach(
+    lambda out, bar, a, r: _gram_bars(bar, a, None, r),
+    lambda out, d, a, r: gram_tangent(d[0], None, a, None, r),
+    (2, 2, 2),
+)
+_weighted_gram = attach(
+    lambda out, bar, a, w, r: _gram_bars(bar, a, w, r),
+    lambda out, d, a, w, r: gram_tangent(d[0], d[1], a, w, r),
+    (2, 1, 2, 2),
+)
