@@ -12,6 +12,7 @@ never reads beyond the text.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -23,27 +24,31 @@ Pooling = str | int
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 
 
+@lru_cache(maxsize=None)
+def _reporter(cls: type) -> type:
+    """A subclass of a module's class that tells the module's ``_report`` what each call was given and returned."""
+
+    def call(self, *args, **kwargs):
+        result = cls.__call__(self, *args, **kwargs)
+        self._report(self, args, kwargs, result)
+        return result
+
+    return type(cls.__name__, (cls,), {"__call__": call})
+
+
 @contextmanager
 def _reporting(modules: Sequence[nn.Module], report: Callable[[nn.Module, tuple, dict, Any], None]) -> Iterator[None]:
     """While open, each call of one of ``modules`` is reported with its arguments and its result."""
-
-    def reporter(cls: type) -> type:
-        def call(self, *args, **kwargs):
-            result = cls.__call__(self, *args, **kwargs)
-            report(self, args, kwargs, result)
-            return result
-
-        return type(cls.__name__, (cls,), {"__call__": call})
-
     classes = {id(module): (module, type(module)) for module in modules}
-    reporters = {cls: reporter(cls) for _, cls in classes.values()}
     try:
         for module, cls in classes.values():
-            module.__class__ = reporters[cls]
+            module._report = report
+            module.__class__ = _reporter(cls)
         yield
     finally:
         for module, cls in classes.values():
             module.__class__ = cls
+            vars(module).pop("_report", None)
 
 
 def _path_to(module: Any, target: nn.Module) -> list[nn.Module] | None:

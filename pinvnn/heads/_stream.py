@@ -82,6 +82,7 @@ class Reader:
             index = start
             while chunk := list(islice(rows, CHUNK)):
                 yield self._chunk(index, chunk, shown)
+                mx.clear_cache()  # batches differ in shape, and MLX would keep buffers for all of them
                 index += 1
 
     def _chunk(self, index: int, rows: list[Row], shown: Any) -> Chunk:

@@ -1,5 +1,7 @@
 """Hidden states from every family of mlx-lm, and pooling that no padding can reach."""
 
+import gc
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -96,6 +98,19 @@ def test_the_model_is_as_before_also_after_an_error():
     with pytest.raises(TypeError):
         hidden_states(model, mx.array([[1, 2]]))
     assert [type(module) for module in model.modules()] == before
+
+
+def test_nothing_is_left_in_memory():
+    model, tokens = build("llama"), mx.zeros((4, 20), dtype=mx.int32)
+    used = []
+    gc.disable()  # States that only the collector of cycles could free would pile up between its runs.
+    try:
+        for _ in range(3):
+            mx.eval(hidden_states(model, tokens))
+            used.append(mx.get_active_memory())
+    finally:
+        gc.enable()
+    assert used[1] == used[2]
 
 
 def test_states_above_the_last_one_read_are_not_computed():
