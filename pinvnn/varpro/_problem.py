@@ -78,7 +78,13 @@ class Problem:
 
     def _separate(self, x: np.ndarray, phi: mx.array) -> Separated:
         values = to_numpy(phi)
+        useless = Separated(x, np.full(1, np.inf), values, None)
         if not np.isfinite(values).all():
-            return Separated(x, np.full(1, np.inf), values, None)
-        projection = project(self.weighted(values), self.b, self.penalty, self.dtype)
+            return useless
+        try:
+            projection = project(self.weighted(values), self.b, self.penalty, self.dtype)
+        except np.linalg.LinAlgError:  # Finite, but too large to be factored.
+            return useless
+        if not np.isfinite(projection.residual).all():
+            return useless
         return Separated(x, projection.residual.ravel(), values, projection)

@@ -101,9 +101,14 @@ def test_a_deficient_model_takes_the_shortest_step():
 
 def test_bounds_hold_some_variables_and_free_the_others():
     r, qtf = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([-3.0, -1.0])
-    step, _ = Model(r, qtf).minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
+    step, limited = Model(r, qtf).minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
     # With the first at 0.5 the rest is min (y - 2.5)^2 + (y - 1)^2.
     np.testing.assert_allclose(step, [0.5, 1.75], rtol=1e-12)
+    assert limited
+    # A second-order term x y adds 0.5 y to that.
+    second = Model(r, qtf, np.array([[0.0, 1.0], [1.0, 0.0]]))
+    step, _ = second.minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
+    np.testing.assert_allclose(step, [0.5, 1.5], rtol=1e-12)
 
 
 # --- The search -----------------------------------------------------------------------------------------------------

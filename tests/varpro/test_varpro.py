@@ -334,6 +334,17 @@ def test_nan_at_trial_points_shrinks_the_step():
     np.testing.assert_allclose(np.array(found.alpha), np.array(varpro(decays, START, Y).alpha), rtol=1e-6)
 
 
+def test_a_basis_too_large_to_be_factored_shrinks_the_step():
+    trials = []
+
+    def basis(a):
+        return mx.where(a[0] < 0.2, mx.array(1e300, mx.float64), 1.0) * decays(a)
+
+    found = varpro(basis, float64([2.5, 4.0]), Y, callback=trials.append)
+    assert found.converged, found.reason
+    np.testing.assert_allclose(np.array(found.alpha), np.array(varpro(decays, START, Y).alpha), rtol=1e-6)
+
+
 def test_steps_may_run_out():
     found = varpro(decays, START, Y, max_steps=1)
     assert (found.steps, found.converged) == (1, False)
