@@ -1,0 +1,365 @@
+"""The sign of each term of each derivative rule is flipped, one at a time, and the checks must notice.
+
+A term is what stands in a sum, is returned, or goes into a list of parts; they are found in the syntax tree. The checks
+compare the values and six derivatives of small problems with differences of NumPy's values, up to the first that is
+off. A mutant is a fresh copy of the package's modules, one of them changed; no file is touched.
+"""
+
+import ast
+import sys
+import types
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import pinvnn
+from tests.cases import array, gaussian, numpy, real, with_values
+
+PACKAGE = Path(pinvnn.__file__).parent
+RULES = ("_spectral", "_rules", "_ridge_rules")
+FUNCTIONS = {"pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq"}
+
+# These build rules or hand constants on: what they return is no array.
+BUILDERS = {"_eigen", "_build", "_build_gram", "inverse"}
+# Terms whose sign no derivative can depend on, by (file, function, term), and why.
+EQUIVALENT = {
+    ("_spectral", "_eigenvectors", "_EIGEN[twins][1](k, *f, f.v)"): "V stands twice in every term",
+    ("_ridge_rules", "_r", "_t(inverse.f.r[..., 0]) if inverse.route == 'feature' else inverse.f.r"): "r does, too",
+}
+
+
+# --- Mutants ----------------------------------------------------------------------------------------------------------
+
+
+def is_sum(node):
+    return isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub))
+
+
+def is_array(node):
+    """Whether this may be one: no list, tuple or plain number."""
+    if isinstance(node, ast.IfExp):
+        return is_array(node.body) and is_array(node.orelse)
+    if isinstance(node, ast.BinOp):
+        return is_array(node.left) or is_array(node.right)
+    return not isinstance(node, (ast.List, ast.Tuple, ast.ListComp, ast.Constant, ast.Starred, ast.GeneratorExp))
+
+
+class Terms(ast.NodeVisitor):
+    """Collects (parent, field, index) of the terms of a function."""
+
+    def __init__(self):
+        self.found = []
+
+    def add(self, parent, field, index=None):
+        node = get(parent, field, index)
+        if is_array(node) and not is_sum(node):
+            self.found.append((parent, field, index))
+
+    def visit_BinOp(self, node):
+        if is_sum(node) and is_array(node.left) and is_array(node.right):
+            self.add(node, "left")
+            self.add(node, "right")
+        self.generic_visit(node)
+
+    def visit_Return(self, node):
+        if isinstance(node.value, ast.Tuple):
+            for i in range(len(node.value.elts)):
+                self.add(node.value, "elts", i)
+        elif node.value is not None:
+            self.add(node, "value")
+        self.generic_visit(node)
+
+    def visit_List(self, node):
+        for i in range(len(node.elts)):
+            self.add(node, "elts", i)
+        self.generic_visit(node)
+
+    def visit_Call(self, node):
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            self.add(node, "args", 0)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node):
+        self.visit(node.value)  # The arithmetic of an index is no term.
+
+    def visit_FunctionDef(self, node):
+        """A function inside has an entry of its own."""
+
+
+def get(parent, field, index):
+    return getattr(parent, field) if index is None else getattr(parent, field)[index]
+
+
+def put(parent, field, index, node):
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+@cache
+def terms(name):
+    """The syntax tree of a file, and its terms as (function, (parent, field, index))."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    found = []
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name not in BUILDERS:
+            visitor = Terms()
+            for statement in function.body:
+                visitor.visit(statement)
+            found += [(function.name, place) for place in visitor.found]
+    return tree, found
+
+
+def mutants(name):
+    """(file, function, term) and the code of the file in which that term has the other sign."""
+    tree, found = terms(name)
+    for function, place in found:
+        node = get(*place)
+        put(*place, ast.copy_location(ast.UnaryOp(ast.USub(), node), node))
+        yield (name, function, ast.unparse(node)), compile(ast.fix_missing_locations(tree), f"mutant of {name}", "exec")
+        put(*place, node)
+
+
+class Copy:
+    """A context with the functions of a fresh copy of the package, in which one file may have other code."""
+
+    name = "pinvnn_copy"
+
+    def __init__(self, file=None, code=None):
+        self.file, self.code = file, code
+
+    def __enter__(self):
+        package = types.ModuleType(self.name)
+        package.__path__ = [str(PACKAGE)]
+        sys.modules[self.name] = package
+        if self.file is not None:
+            module = types.ModuleType(f"{self.name}.{self.file}")
+            module.__package__ = self.name
+            sys.modules[module.__name__] = module
+            setattr(package, self.file, module)
+            exec(self.code, module.__dict__)
+        return {name: getattr(import_module(f"{self.name}.{file}"), name) for name, file in FUNCTIONS.items()}
+
+    def __exit__(self, *error):
+        for key in [key for key in sys.modules if key.split(".")[0] == self.name]:
+            del sys.modules[key]
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+CUT = 0.4  # Drops one singular value of each matrix below, and not a zero one.
+
+
+def numpy_pinv(a):
+    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    kept = s > CUT * s[0]
+    return (np.conj(vt[kept].T) / s[kept]) @ np.conj(u[:, kept].T)
+
+
+def numpy_lstsq(a, b, w=None):
+    root = np.ones((len(a), 1)) if w is None else np.sqrt(w)[:, None]
+    return numpy_pinv(root * a) @ (root * b)
+
+
+def numpy_residuals(a, b, w):
+    return np.sum(w[:, None] * np.abs(b - a @ numpy_lstsq(a, b, w)) ** 2, axis=0)
+
+
+def numpy_values(a, w):
+    return np.linalg.svd(np.sqrt(w)[:, None] * a, compute_uv=False)
+
+
+def numpy_ridge(a, b, l2, w):
+    return numpy_normal_ridge((np.conj(a.T) * w) @ a, (np.conj(a.T) * w) @ b, l2)
+
+
+def numpy_normal_ridge(k, h, l2):
+    k, l2 = (k + np.conj(k.T)) / 2, np.broadcast_to(l2, h.shape)
+    return np.stack([np.linalg.solve(k + np.diag(l2[:, t]), h[:, t]) for t in range(h.shape[1])], axis=1)
+
+
+def numpy_normal_lstsq(k, h):
+    values, v = np.linalg.eigh((k + k.T) / 2)
+    kept = values > CUT**2 * values[-1]
+    return (v[:, kept] / values[kept]) @ v[:, kept].T @ h
+
+
+# name: (a function of the copy, the same in NumPy, letters of its arguments)
+PROBLEMS = {
+    "pinv": (lambda p, a: p["pinv"](a, rtol=CUT), numpy_pinv, "a"),
+    "lstsq": (lambda p, a, b: p["lstsq"](a, b, rtol=CUT).solution, numpy_lstsq, "ab"),
+    "weighted": (lambda p, a, b, w: p["lstsq"](a, b, weights=w, rtol=CUT).solution, numpy_lstsq, "abw"),
+    "residuals": (lambda p, a, b, w: p["lstsq"](a, b, weights=w, rtol=CUT).residuals, numpy_residuals, "abw"),
+    "values": (lambda p, a, w: p["lstsq"](a, mx.zeros(len(a)), weights=w).singular_values, numpy_values, "aw"),
+    "ridge": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="primal"), numpy_ridge, "ablw"),
+    "dual": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablw"),
+    "feature": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abfw"),
+    "normal ridge": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khl"),
+    "normal feature": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khf"),
+    "normal lstsq": (lambda p, k, h: p["normal_lstsq"]((k + k.T) / 2, h, rtol=CUT), numpy_normal_lstsq, "kh"),
+}
+TOLERANCE = {mx.float64: 1e-5, mx.float32: 1e-2, mx.complex64: 1e-2}
+
+
+def inner(x, y):
+    return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y)
+
+
+def along_by_vjp(fn, moving, direction):
+    """The derivative of ``fn`` with respect to the arguments ``moving`` along a direction, as a function again."""
+
+    def along(*args):
+        grads = mx.grad(fn, list(moving))(*args)
+        return sum(inner(direction[i], g) for i, g in zip(moving, grads if len(moving) > 1 else [grads], strict=True))
+
+    return along
+
+
+def along_by_jvp(fn, moving, direction):
+    """The same; to ``fn`` the other arguments are constants."""
+
+    def along(*args):
+        def moved(*some):
+            full = list(args)
+            for i, x in zip(moving, some, strict=True):
+                full[i] = x
+            return fn(*full)
+
+        return mx.jvp(moved, [args[i] for i in moving], [direction[i] for i in moving])[1][0]
+
+    return along
+
+
+class Problem:
+    """A function at a point, two directions and a cotangent, and its derivatives by differences in NumPy."""
+
+    def __init__(self, name, shape, dtype):
+        self.fn, self.reference, letters = PROBLEMS[name]
+        self.name, self.dtype = f"{name}, {shape}, {dtype}", dtype
+        rng, (m, n) = np.random.default_rng(0), shape
+        turn = np.linalg.qr(numpy(gaussian((m, m), dtype)))[0]
+        every = {
+            "a": turn @ with_values(m, n, [2.0, 1.2, 0.4]),
+            "b": numpy(gaussian((m, 2), dtype, 1)),
+            "w": np.linspace(0.9, 1.1, m),
+            "l": np.array([0.3, 0.7]),
+            "f": np.linspace(0.3, 0.7, n)[:, None],
+            "k": np.diag([4.0, 1.5, 0.2]) + 0.05 * rng.standard_normal((3, 3)),
+            "h": rng.standard_normal((3, 2)),
+        }
+        self.args = [every[letter] for letter in letters]
+        self.directions = [[self.like(x, rng) for x in self.args] for _ in range(2)]
+        self.bar = self.like(self.reference(*self.args), rng)
+        everything = tuple(range(len(letters)))
+        # Which arguments move first and which second: all, each by itself, and a beside another.
+        moving = {(everything, everything), *(((i,), (i,)) for i in everything)}
+        moving |= {((0,), (i,)) for i in everything} | {((i,), (0,)) for i in everything}
+        self.expected = {pair: self.differences(*pair) for pair in sorted(moving, reverse=True)}
+
+    @staticmethod
+    def like(x, rng):
+        return rng.standard_normal(x.shape) + (1j * rng.standard_normal(x.shape) if np.iscomplexobj(x) else 0)
+
+    def differences(self, first_moving, second_moving, h=1e-4):
+        """The loss, its derivative along the first direction and its mixed one along both."""
+
+        def loss(s, t):
+            d, e = self.directions
+            steps = [s * (i in first_moving) * d[i] + t * (i in second_moving) * e[i] for i in range(len(d))]
+            args = [x + step for x, step in zip(self.args, steps, strict=True)]
+            return np.sum(np.real(np.conj(self.bar) * self.reference(*args)))
+
+        first = (loss(h, 0) - loss(-h, 0)) / (2 * h)
+        return loss(0, 0), first, (loss(h, h) - loss(h, -h) - loss(-h, h) + loss(-h, -h)) / (4 * h * h)
+
+    def array(self, x):
+        return array(x, self.dtype if np.iscomplexobj(x) or self.dtype != mx.complex64 else real(self.dtype))
+
+    def derivatives(self, package, first_moving, second_moving):
+        """(what, its order, a function that computes it by the rules of the copy)."""
+        args, bar = [self.array(x) for x in self.args], self.array(self.bar)
+        d, e = ([self.array(x) for x in direction] for direction in self.directions)
+
+        def loss(*args):
+            return inner(bar, self.fn(package, *args))
+
+        first = {"vjp": along_by_vjp(loss, first_moving, d), "jvp": along_by_jvp(loss, first_moving, d)}
+        yield "value", 0, lambda: loss(*args)
+        for name, fn in first.items():
+            yield name, 1, lambda fn=fn: fn(*args)
+        for name, fn in first.items():
+            yield f"vjp of {name}", 2, lambda fn=fn: along_by_vjp(fn, second_moving, e)(*args)
+            yield f"jvp of {name}", 2, lambda fn=fn: along_by_jvp(fn, second_moving, e)(*args)
+
+    def fault(self, package):
+        """What is wrong with a copy, None if nothing is."""
+        for moving, expected in self.expected.items():
+            for what, order, compute in self.derivatives(package, *moving):
+                got, want = float(compute()), expected[order]
+                if not abs(got - want) <= TOLERANCE[self.dtype] * max(abs(want), 1.0):
+                    return f"{what} of {self.name}: got {got:.6g}, expected {want:.6g}"
+        return None
+
+
+def grid(names, shapes, dtypes):
+    return [(name, shape, dtype) for dtype in dtypes for name in names for shape in shapes]
+
+
+TALL, BOTH = [(5, 3)], [(5, 3), (3, 4)]
+WIDE, NARROW = [mx.float64], [mx.complex64, mx.float32]
+LSTSQ = grid(["pinv", "lstsq", "weighted"], BOTH, WIDE) + grid(["residuals", "values"], TALL, WIDE)
+NORMAL = grid(["normal ridge", "normal feature", "normal lstsq"], TALL, WIDE)
+CHECKS = {
+    "_spectral": LSTSQ + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
+    "_rules": LSTSQ + grid(["pinv", "lstsq", "weighted"], BOTH, NARROW),
+    "_ridge_rules": grid(["ridge", "dual", "feature"], BOTH, WIDE) + NORMAL + grid(["ridge"], TALL, NARROW),
+}
+
+
+@cache
+def problem(*case):
+    return Problem(*case)
+
+
+def fault(package, checks):
+    """What is wrong with a copy, None if nothing is. The check that finds it comes first from then on."""
+    with mx.stream(mx.cpu):
+        for case in checks:
+            found = problem(*case).fault(package)
+            if found:
+                checks.remove(case)
+                checks.insert(0, case)
+                return found
+    return None
+
+
+def test_the_checks_pass_without_a_mutation():
+    with Copy() as package:
+        assert package["pinv"] is not pinvnn.pinv
+        for checks in CHECKS.values():
+            assert fault(package, checks) is None
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_flipped_sign_is_noticed(name):
+    survivors, excused, count, checks = [], set(), 0, list(CHECKS[name])
+    for mutant, code in mutants(name):
+        count += 1
+        try:
+            with Copy(name, code) as package:
+                killed = fault(package, checks)
+        except (TypeError, ValueError) as error:
+            killed = error
+        if mutant in EQUIVALENT:
+            assert not killed, f"{mutant} is no longer equivalent"
+            excused.add(mutant)
+        elif not killed:
+            survivors.append(mutant)
+    assert not survivors, f"{len(survivors)} of {count} survive:\n" + "\n".join(map(str, survivors))
+    assert excused == {mutant for mutant in EQUIVALENT if mutant[0] == name}
+    assert count >= 20, "the terms were not found"
