@@ -4,7 +4,7 @@ A sample is excited at time 0, and its spectrum is recorded while three species 
 three exponentials; their 120 amplitudes are linear and never searched. Beside it the full problem of 123 parameters.
 Writes varpro_exponentials.png.
 
-    python examples/varpro_exponentials.py
+    python examples/varpro_exponentials.py        (quick with PINVNN_EXAMPLE_SIZE=small)
 """
 
 import math

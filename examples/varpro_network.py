@@ -4,7 +4,7 @@ The network learns how a driven, damped oscillator answers: the in-phase and the
 frequency and damping, with its sharp resonance. All three train the same network from the same start on all rows at
 once; Adam's learning rate is the best of a few. Writes varpro_network.png.
 
-    python examples/varpro_network.py
+    python examples/varpro_network.py        (quick with PINVNN_EXAMPLE_SIZE=small)
 """
 
 import time
