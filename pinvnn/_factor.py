@@ -127,9 +127,18 @@ def times(a, x, b=None):
 # --- LAPACK ---------------------------------------------------------------------------------------
 
 _eigh = constant(lambda x: mx.linalg.eigh(x, stream=CPU), 2)
-_svd = constant(lambda x: mx.linalg.svd(x, stream=CPU), 3)
+_svd_of_transpose = constant(lambda x: mx.linalg.svd(x, stream=CPU), 3)
 _cholesky = constant(lambda x: mx.linalg.cholesky(x, stream=CPU), 1)
 _tri_inv = constant(lambda x: mx.linalg.tri_inv(x, stream=CPU), 1)
+
+
+def _svd(a):
+    """(u, s, v) of ``a`` by LAPACK, which keeps the digits of badly scaled columns but not of rows.
+
+    MLX hands a row-major matrix to a column-major LAPACK, so that ``a`` itself gets there as its transpose.
+    """
+    v, s, ut = _svd_of_transpose(_t(a))
+    return _t(ut), s, v
 
 
 def thin_svd(a):
@@ -142,8 +151,8 @@ def thin_svd(a):
     """
     n = a.shape[-1]
     if a.shape[-2] < 4 * n:
-        u, s, vt = _svd(a)
-        return u[..., :n], s, _t(vt)
+        u, s, v = _svd(a)
+        return u[..., :n], s, v
     _, v = _eigh(cross(a, a))
     v = v[..., ::-1]
     for shift in (1e-10, 0.0):
@@ -155,8 +164,8 @@ def thin_svd(a):
         noise = norms <= n * _dtypes.eps(mx.float64) * mx.max(norms, axis=-1, keepdims=True)
         ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1e-3, shift)[..., None, :]
         lower = mx.tril(_cholesky(gram * unit[..., None, :] * unit[..., :, None] + ridge))
-        u, s, vt = _svd(_t(lower) * norms[..., None, :])
-        v = v @ _t(vt)
+        u, s, w = _svd(_t(lower) * norms[..., None, :])
+        v = v @ w
     return b @ (unit[..., :, None] * (_t(_tri_inv(lower)) @ u)), s, v
 
 

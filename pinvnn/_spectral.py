@@ -117,24 +117,23 @@ def _inverse_jvp(out, tangents, k, x, *hints):
 
 def _split_vjp(out, bar, k, x, *hints):
     # Q = S(R), Y = S(Q_bar):  R_bar = Y,
-    # K_bar = Q^T Y - Y Q^T + S(Y R^T - R^T Y + R Y^T - Y^T R + Q Q_bar^T - Q_bar^T Q)
+    # K_bar = Q^T Y - Y Q^T + S(Y R^T - R^T Y + Q Q_bar^T - Q_bar^T Q)
     with on_cpu():
         f = Factor(*hints)
         y = split(k, bar, f)
-        c = y @ _t(x) - _t(x) @ y + x @ _t(y) - _t(y) @ x + out @ _t(bar) - _t(bar) @ out
+        c = y @ _t(x) - _t(x) @ y + out @ _t(bar) - _t(bar) @ out
         return _t(out) @ y - y @ _t(out) + split(k, c, f), y
 
 
 def _split_jvp(out, tangents, k, x, *hints):
-    # dQ = S(dR + Q dK - dK Q + (C + C^T) R - R (C + C^T)) + C^T Q - Q C^T
+    # dQ = S(dR + Q dK - dK Q + C R - R C) + C^T Q - Q C^T, with C for dPi = C + C^T in S, which sees no more of it
     dk, dx = tangents[:2]
     with on_cpu():
         f = Factor(*hints)
         if dk is None:
             return split(k, dx, f)
         c = split(k, dk, f)
-        turn = c + _t(c)
-        inner = out @ dk - dk @ out + turn @ x - x @ turn
+        inner = out @ dk - dk @ out + c @ x - x @ c
         return split(k, inner if dx is None else inner + dx, f) + _t(c) @ out - out @ _t(c)
 
 
