@@ -98,6 +98,15 @@ def test_one_penalty_is_a_grid_of_one(tiny, topics):
     assert check_grid(L2_GRID) == list(L2_GRID)
 
 
+def test_memory_does_not_grow_with_the_texts(loaded, tmp_path):
+    peaks = []
+    for count in (600, 600, 2400):  # the first run is for what is made once
+        mx.reset_peak_memory()
+        atlas(loaded, write_folder(tmp_path / str(count), count, 40), l2=[1.0])
+        peaks.append(mx.get_peak_memory())
+    assert peaks[2] < 1.1 * peaks[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
