@@ -5,7 +5,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .. import _checks, _dtypes
-from .._place import large
+from .._place import astype, large, on_cpu
 
 
 class Problem(NamedTuple):
@@ -16,7 +16,7 @@ class Problem(NamedTuple):
         b: Centred targets, ``(..., m, k)``.
         w: Weights, ``(..., m)``, or None.
         l2: Penalty in float64, ``(1 or n, 1 or k)``; None for the solution of minimum norm.
-        total: Sum of the weights, ``(...)``, or the number of rows.
+        total: Sum of the weights, or the number of rows, ``(...)`` in float64.
         means: Of the features, ``(..., 1, n)``, and of the targets, ``(..., 1, k)``; None without an intercept.
         out: The dtype of results.
         entries: The dtype whose precision the entries carry.
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
     b: mx.array
     w: mx.array | None
     l2: mx.array | None
-    total: mx.array | int
+    total: mx.array
     means: tuple[mx.array, mx.array] | None
     out: mx.Dtype
     entries: mx.Dtype
@@ -75,30 +75,39 @@ def centred(x, y, weights, l2, bias: bool, double: bool = False) -> Problem:
     out, entries = _dtypes.result(x, y), _dtypes.working(x, y)
     work = mx.float64 if double else entries
     with large(work):
-        x, y = x.astype(work), y.astype(work)
-        w = None if weights is None else weights.astype(work)
-        total = x.shape[-2] if w is None else mx.sum(w, axis=-1)
+        x, y = astype(x, work), astype(y, work)
+        w = None if weights is None else astype(weights, work)
         means = None
         if bias:
-            (x, x_mean), (y, y_mean) = _centre(x, w, total), _centre(y, w, total)
+            (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)
             means = x_mean, y_mean
+            if l2 is None and x.size:
+                x = _without_noise(x, x_mean, entries)
+    with on_cpu():
+        total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     return Problem(x, y, w, l2, total, means, out, entries)
 
 
-def _centre(x, w, total):
+def _centre(x, w):
     """``x`` less its weighted mean, and the mean. What rounding leaves of a large mean goes in a second step.
 
     The first step is a constant for differentiation, since no shift changes the result.
     """
-    shift = mx.stop_gradient(_mean(x, w, total))
+    shift = mx.stop_gradient(_mean(x, w))
     x = x - shift
-    rest = _mean(x, w, total)
+    rest = _mean(x, w)
     return x - rest, shift + rest
 
 
-def _mean(x, w, total):
+def _without_noise(x, mean, dtype):
+    """Exact zeros for a feature that is constant up to rounding, which the rank would count if there were no other."""
+    noise = mx.max(mx.abs(x), axis=-2, keepdims=True) <= _dtypes.eps(dtype) / 4 * mx.abs(mean)
+    return x - mx.stop_gradient(mx.where(noise, x, mx.zeros_like(x)))
+
+
+def _mean(x, w):
     if w is None:
-        return mx.sum(x, axis=-2, keepdims=True) / max(total, 1)
+        return mx.sum(x, axis=-2, keepdims=True) / max(x.shape[-2], 1)
     # Weights that sum to 0 have no mean; 0 leaves the solution 0, where there is one.
-    total = mx.where(total == 0, mx.ones_like(total), total)[..., None, None]
-    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / total
+    total = mx.sum(w, axis=-1)[..., None, None]
+    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / mx.where(total == 0, mx.ones_like(total), total)

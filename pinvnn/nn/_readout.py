@@ -8,10 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import _checks, _dtypes
-from .._place import large, on_cpu
+from .._place import astype, large, on_cpu
 from .._ridge import _two_dimensional
+from ._leave_one_out import errors, validation_score
 from ._problem import Problem, centred, check_rows, features
 from ._solution import smallest_objective, solve
+from ._uncertainty import Uncertainty, uncertainty
 
 
 class LeastSquaresReadout(nn.Module):
@@ -80,7 +82,7 @@ class LeastSquaresReadout(nn.Module):
         if learn_l2:
             with on_cpu():
                 start = mx.array(l2).astype(mx.float32)
-                if not _all(start > 0):
+                if not all_true(start > 0):
                     self._fail("a learnable l2 must be positive", f"{l2}", "Start from a small number.")
                 self.log_l2 = mx.log(start)
         else:
@@ -119,8 +121,10 @@ class LeastSquaresReadout(nn.Module):
     def _rows(self, method, x, y, weights):
         return check_rows(f"{type(self).__name__}.{method}", x, y, weights, self._dims)
 
-    def _problem(self, method, x, y, weights, double=False) -> tuple[Problem, bool]:
+    def _problem(self, method, x, y, weights, exact=False) -> tuple[Problem, bool]:
+        """The problem, ``exact`` in float64 if rows are so few that leverages come near to 1; was y a vector?"""
         x, y, weights, vector = self._rows(method, x, y, weights)
+        double = exact and x.shape[-2] <= 2 * x.shape[-1]
         return centred(x, y, weights, self._penalty(), "bias" in self, double), vector
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -142,13 +146,13 @@ class LeastSquaresReadout(nn.Module):
             got = f"shapes {checked.shape} and {y_checked.shape}"
             self._fail("x and y must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
         for label, values in [("x", checked), ("y", y_checked), ("weights", w)]:
-            if values is not None and not _all(mx.isfinite(values)):
+            if values is not None and not all_true(mx.isfinite(values)):
                 self._fail(f"{label} must be finite", "NaN or Inf", "Remove those rows.", "fit")
-        if w is not None and not _all(w >= 0):
+        if w is not None and not all_true(w >= 0):
             self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
         weight, bias = self.solve(x, y, weights)
         mx.eval(weight, bias)
-        if not _all(mx.isfinite(weight)):
+        if not all_true(mx.isfinite(weight)):
             remedy = "Penalise all features, or pass l2=0 for the solution of minimum norm."
             self._fail("the problem must have a unique solution", f"a singular one with l2={self.l2}", remedy, "fit")
         self.weight = weight
@@ -214,6 +218,77 @@ class LeastSquaresReadout(nn.Module):
         with large(loss.dtype):
             return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.out)
 
+    def loo_predictions(self, x, y, weights=None, removed: str = "row") -> mx.array:
+        """What the fit to all other rows predicts for each row: exact leave-one-out, without a second fit.
+
+        Differentiable at every order in ``x``, ``y``, ``weights`` and ``l2``. The intercept is theirs, too.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: ``(..., m, k)`` or ``(m,)``.
+            weights: ``(..., m)`` or None. Rows of weight 0 take no part in any fit, but have predictions.
+            removed: ``"row"`` leaves the whole row out; ``"unit"`` takes weight 1 from it, or all that it has if that
+                is less: of a row of weight 2, one of two copies stays in the fit.
+
+        Returns:
+            Of the shape of ``y``. NaN for a row without which no fit is determined: the only one of positive weight,
+            or, where an array ``l2`` holds zeros, the only one that carries a feature.
+
+        References:
+            D. M. Allen, The relationship between variable selection and data augmentation and a method for prediction,
+            Technometrics 16 (1974), doi 10.1080/00401706.1974.10489157. The derivation: docs/math.md.
+        """
+        p, e, vector = self._errors("loo_predictions", x, y, weights, removed)
+        with on_cpu():
+            target = astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0)
+            out = (target - e).astype(p.out)
+            return out[..., 0] if vector else out
+
+    def loo_loss(self, x, y, weights=None, removed: str = "row") -> mx.array:
+        """Mean squared error of :meth:`loo_predictions`, ``(...)``: ``sum(w * e**2) / (k * sum(w))``."""
+        p, e, _ = self._errors("loo_loss", x, y, weights, removed)
+        with on_cpu():
+            e = e * e if p.w is None else astype(p.w, mx.float64)[..., None] * e * e
+            return (mx.sum(e, axis=(-2, -1)) / (e.shape[-1] * p.total)).astype(p.out)
+
+    def _errors(self, method, x, y, weights, removed):
+        if removed not in ("row", "unit"):
+            self._fail('removed must be "row" or "unit"', f"{removed!r}", 'Take "row".', method)
+        p, vector = self._problem(method, x, y, weights, exact=True)
+        return p, errors(p, removed), vector
+
+    def gcv(self, x, y, weights=None) -> mx.array:
+        r"""Generalized cross validation score, ``(...)``; the smaller, the better ``l2``.
+
+        .. math::
+            \frac1k \sum_t \frac{M\,\mathrm{RSS}_t}{(M - \mathrm{df}_t)^2}, \qquad
+            \mathrm{df}_t = \mathrm{tr}\,K (K + \mathrm{diag}\,l_t)^{-1} + [\text{intercept}]
+
+        with M the sum of the weights (number of rows), K the Gram matrix of the centred rows, and RSS the weighted sums
+        of squared residuals. NaN unless every df is below M. Differentiable as :meth:`loo_loss`.
+
+        References:
+            G. H. Golub, M. Heath and G. Wahba, Technometrics 21 (1979), Eq. 1.4, doi 10.1080/00401706.1979.10489751.
+        """
+        p, _ = self._problem("gcv", x, y, weights, exact=True)
+        score = validation_score(p)
+        with on_cpu():
+            return score.astype(p.out)
+
+    def uncertainty(self, x, y, weights=None) -> Uncertainty:
+        """How sure the fit to ``(x, y)`` is of its weights and predictions, differentiable and without state.
+
+        Args:
+            x: ``(..., m, n)``. Problems with m < n cost O(n^3), too.
+            y: ``(..., m, k)`` or ``(m,)``.
+            weights: ``(..., m)`` or None. They count rows: degrees of freedom are sums of weights.
+
+        Returns:
+            An :class:`Uncertainty`. NaN where no degree of freedom is left.
+        """
+        p, _ = self._problem("uncertainty", x, y, weights, exact=True)
+        return uncertainty(p)
+
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` with the stored weights."""
         linear = nn.Linear(*self._dims, bias="bias" in self)
@@ -241,5 +316,5 @@ class _Frozen(set):
         self.update(self.always)
 
 
-def _all(condition) -> bool:
+def all_true(condition) -> bool:
     return bool(mx.all(condition, stream=mx.cpu).item())

@@ -5,8 +5,8 @@ import mlx.core as mx
 from .._attach import attach
 from .._factor import Factor
 from .._lstsq import lstsq
-from .._place import large, on_cpu
-from .._ridge import _inverse, ridge
+from .._place import astype, large, on_cpu
+from .._ridge import _inverse, _route, ridge
 from .._ridge_rules import Inverse, _cores, attach_ridge, solution
 from ._problem import Problem
 
@@ -26,7 +26,7 @@ def smallest_objective(p: Problem):
     """
     if p.l2 is None or p.a.size == 0 or p.b.size == 0:
         return _objective(p.a, p.b, p.w, p.l2, solve(p))
-    route = "feature" if p.l2.shape[-2] > 1 else "dual" if p.a.shape[-2] < p.a.shape[-1] else "shared"
+    route = _route("ridge", "auto", p.a.shape[-2:], p.l2, p.entries, False)
     a, b, w = p.a, p.b, p.w
     if route == "dual":
         with on_cpu():
@@ -34,10 +34,10 @@ def smallest_objective(p: Problem):
     inverse, left = _inverse(a, w, p.l2, route, p.entries)
     x = solution(inverse, a, b, w, p.l2, left)
     with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
-        x = mx.stop_gradient(x.astype(a.dtype))
+        x = mx.stop_gradient(x)
     with large(a.dtype):
         ones = mx.ones((1,), a.dtype) if w is None else w
-    value = _envelopes[route](a, b, ones, p.l2, *inverse.f, x, _objective(a, b, w, p.l2, x))
+    value = _envelopes[route](a, b, ones, p.l2, *inverse.f, x, _objective(a, b, w, p.l2, astype(x, a.dtype)))
     with on_cpu() if route == "dual" else large(p.a.dtype):
         return value.astype(p.a.dtype)
 

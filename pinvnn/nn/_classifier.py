@@ -1,0 +1,191 @@
+"""Ridge regression on labels, with calibrated probabilities."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .. import _checks, _dtypes
+from .._place import astype, large, on_cpu
+from ._calibration import calibrate
+from ._readout import LeastSquaresReadout, all_true
+
+
+class RidgeClassifier(LeastSquaresReadout):
+    r"""A classifier in closed form: ridge regression on targets of :math:`\pm 1`, and a scale and shift to logits.
+
+    .. math::
+        \mathrm{logits}(x) = s\,(W x + c) + b
+
+    :meth:`fit` sets :math:`s` (``scale``) and :math:`b` (``shift``, one per class) so that the cross-entropy of the
+    leave-one-out predictions is least: probabilities are calibrated on rows that the fit has not seen, without a split.
+    Both are trainable parameters, as in R2-D2; ``weight`` and ``bias`` are not (see :class:`LeastSquaresReadout`, from
+    which every method comes: ``y`` are labels here).
+
+    For N-way K-shot episodes, ``adapt(x, labels, x_query)`` gives logits in one differentiable step; episodes are batch
+    dimensions, or use :func:`mlx.core.vmap`. :meth:`loo_loss` is the cross-entropy of leave-one-out logits.
+
+    Args:
+        input_dims (int): Number of input features n.
+        num_classes (int): Number of classes c.
+        l2 (float or array, optional): Penalty, as in :class:`LeastSquaresReadout`. Default: ``1.0``.
+        bias (bool, optional): Whether there is an intercept. Default: ``True``.
+        learn_l2 (bool, optional): Make ``l2`` a trainable parameter. Default: ``False``.
+        class_weights (array or str, optional): Weights ``(c,)`` of the rows of each class, or ``"balanced"`` for
+            weights that give all classes the same sum, m / c. Default: ``None``.
+
+    Shape:
+        - x: ``(..., m, n)``.
+        - labels: ``(..., m)`` integers from 0 to c - 1; others give NaN.
+        - weights: ``(..., m)``, non-negative; multiplied by those of the classes.
+
+    Raises:
+        ValueError: as :class:`LeastSquaresReadout`, and for class weights that do not fit.
+        TypeError: for labels that are no integers.
+
+    Examples:
+        >>> import mlx.core as mx
+        >>> from pinvnn.nn import RidgeClassifier
+        >>> x, labels = mx.array([[-2.0], [-1.0], [1.0], [2.0]]), mx.array([0, 0, 1, 1])
+        >>> classifier = RidgeClassifier(1, 2).fit(x, labels)
+        >>> classifier.predict(mx.array([[-1.5], [0.5]]))
+        array([0, 1], dtype=uint32)
+
+    References:
+        L. Bertinetto, J. F. Henriques, P. H. S. Torr and A. Vedaldi, Meta-learning with differentiable closed-form
+        solvers, ICLR 2019, arXiv 1805.08136.
+    """
+
+    def __init__(
+        self,
+        input_dims: int,
+        num_classes: int,
+        l2: Any = 1.0,
+        bias: bool = True,
+        learn_l2: bool = False,
+        class_weights: Any = None,
+    ):
+        super().__init__(input_dims, num_classes, l2, bias, learn_l2)
+        self.scale = mx.array(1.0)
+        self.shift = mx.zeros((num_classes,))
+        self._class_weights = self._checked_class_weights(class_weights, num_classes)
+
+    def _checked_class_weights(self, weights, classes):
+        if weights is None or (isinstance(weights, str) and weights == "balanced"):
+            return weights
+        if isinstance(weights, str):
+            self._fail('class_weights must be an array or "balanced"', f"{weights!r}", 'Pass "balanced".')
+        weights = _checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
+        if weights.shape != (classes,):
+            self._fail(f"class_weights must have the shape ({classes},)", f"{weights.shape}", "Pass one a class.")
+        if not all_true(weights >= 0):
+            self._fail("class_weights must be non-negative", f"{weights.tolist()}", "Pass 0 to ignore a class.")
+        return weights
+
+    def _extra_repr(self) -> str:
+        kind = self._class_weights
+        shown = kind if kind is None or isinstance(kind, str) else kind.shape
+        return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
+
+    def _rows(self, method, x, y, weights):
+        """Labels become targets, class weights weights."""
+        name = f"{type(self).__name__}.{method}"
+        labels = _checks.array(name, "labels", y, 1)
+        if mx.issubdtype(labels.dtype, mx.inexact):
+            _checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
+        x = _checks.array(name, "x", x, 2)
+        dtype = _dtypes.result(x)
+        hot = labels[..., None] == mx.arange(self._dims[1])
+        with large(dtype):
+            known = mx.where(mx.any(hot, axis=-1, keepdims=True), mx.array(1, dtype), mx.array(float("nan"), dtype))
+            targets = mx.where(hot, known, -known)
+        x, targets, weights, _ = super()._rows(method, x, targets, weights)
+        return x, targets, self._weighed(hot, weights, _dtypes.working(x)), False
+
+    def _weighed(self, hot, weights, dtype):
+        if self._class_weights is None:
+            return weights
+        with large(dtype):
+            hot = hot.astype(dtype)
+            of_class = self._class_weights
+            if isinstance(of_class, str):
+                counts = hot if weights is None else weights[..., None] * hot
+                counts = mx.sum(counts, axis=-2, keepdims=True)
+                seen = counts > 0
+                of_class = mx.sum(counts, axis=-1, keepdims=True) / mx.where(seen, counts * hot.shape[-1], 1)
+            of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
+            return of_row if weights is None else of_row * weights
+
+    def _logits(self, scores):
+        with large(scores.dtype):
+            return astype(self.scale, scores.dtype) * scores + astype(self.shift, scores.dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Logits ``(..., c)`` for ``x`` (..., n) with the stored weights."""
+        return self._logits(super().__call__(x))
+
+    def predict_proba(self, x: mx.array) -> mx.array:
+        """Probabilities ``(..., c)``."""
+        logits = self(x)
+        with large(logits.dtype):
+            return mx.softmax(logits, axis=-1)
+
+    def predict(self, x: mx.array) -> mx.array:
+        """Labels ``(...)``."""
+        logits = self(x)
+        with large(logits.dtype):
+            return mx.argmax(logits, axis=-1)
+
+    def fit(self, x, y, weights=None):
+        """Solve for ``weight`` and ``bias``, calibrate ``scale`` and ``shift``, and return the classifier. Eager.
+
+        Raises:
+            ValueError: As :meth:`LeastSquaresReadout.fit`, and for a label that is no class.
+        """
+        labels = np.array(_checks.array(f"{type(self).__name__}.fit", "labels", y, 1))
+        classes = self._dims[1]
+        if labels.size and not (0 <= labels.min() and labels.max() < classes):
+            got = f"{labels.min()} to {labels.max()}"
+            self._fail(f"labels must be from 0 to {classes - 1}", got, "Change num_classes or the labels.", "fit")
+        super().fit(x, y, weights)
+        scores = super().loo_predictions(x, y, weights)
+        row_weights = self._rows("fit", x, y, weights)[2]
+        with on_cpu():
+            scores = np.array(astype(scores, mx.float64))
+            row_weights = np.ones(len(labels)) if row_weights is None else np.array(astype(row_weights, mx.float64))
+        usable = np.isfinite(scores).all(axis=1) & (row_weights > 0)
+        if usable.any():
+            scale, shift = calibrate(scores[usable], labels[usable], row_weights[usable])
+            self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)
+        return self
+
+    def adapt(self, x, y, x_query, weights=None) -> mx.array:
+        """Logits ``(..., q, c)`` for ``x_query`` from a fit to ``(x, labels)``, differentiable and without state.
+
+        ``scale`` and ``shift`` are those stored.
+        """
+        return self._logits(super().adapt(x, y, x_query, weights))
+
+    def loo_predictions(self, x, y, weights=None, removed: str = "row") -> mx.array:
+        """Leave-one-out logits ``(..., m, c)``. See :meth:`LeastSquaresReadout.loo_predictions`."""
+        return self._logits(super().loo_predictions(x, y, weights, removed))
+
+    def loo_loss(self, x, y, weights=None, removed: str = "row") -> mx.array:
+        """Weighted mean cross-entropy of :meth:`loo_predictions`, ``(...)``. Class weights count."""
+        logits = self.loo_predictions(x, y, weights, removed)
+        _, targets, weights, _ = self._rows("loo_loss", x, y, weights)
+        with large(logits.dtype):
+            right = mx.sum(mx.where(targets > 0, logits, 0), axis=-1)
+            loss = mx.logsumexp(logits, axis=-1) - right
+            if weights is None:
+                return mx.mean(loss, axis=-1)
+            weights = weights.astype(logits.dtype)
+            return mx.sum(weights * loss, axis=-1) / mx.sum(weights, axis=-1)
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` that gives the logits."""
+        linear = super().to_linear()
+        linear.weight = self.scale * linear.weight
+        linear.bias = self.scale * linear.bias + self.shift if "bias" in linear else self.shift
+        return linear

@@ -1,0 +1,73 @@
+"""How sure a fit is of its weights and of its predictions."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .._place import astype, on_cpu
+from ._fit import fit
+from ._leave_one_out import intercept, merged, per_target, squares_and_freedom
+from ._problem import Problem
+
+
+class Uncertainty(NamedTuple):
+    r"""What :meth:`LeastSquaresReadout.uncertainty` returns. What is not used is not computed: MLX is lazy.
+
+    With :math:`R = (X_c^\top D X_c + \mathrm{diag}\,l)^{-1}` and the residual variance :math:`\sigma^2`, the covariance
+    of the weights is :math:`\sigma^2 R`: without a penalty that of least squares (``scipy.stats.linregress``,
+    statsmodels' ``OLS``), with one that of the posterior under the prior that the penalty stands for, weights of
+    variance :math:`\sigma^2 / l` (scikit-learn's ``BayesianRidge``).
+
+    Attributes:
+        residual_variance: ``(..., k)``: weighted sum of squared residuals over the degrees of freedom that are left.
+        weight_covariance: ``(..., k, n, n)``.
+        bias_variance: ``(..., k)``; None without an intercept.
+        leverage: ``(..., m, k)``, the derivative of each prediction by its own target. Sums to the next.
+        degrees_of_freedom: ``(..., k)``, effective, with the intercept: the rank where there is no penalty.
+        x_mean: ``(..., 1, n)``; zeros without an intercept.
+        mean_variance: ``(..., k)``, of a prediction at ``x_mean``; zeros without an intercept.
+    """
+
+    residual_variance: mx.array
+    weight_covariance: mx.array
+    bias_variance: mx.array | None
+    leverage: mx.array
+    degrees_of_freedom: mx.array
+    x_mean: mx.array
+    mean_variance: mx.array
+
+    def predictive_std(self, x: mx.array) -> mx.array:
+        """Standard deviation ``(..., q, k)`` of new targets at ``x`` (..., q, n): that of the fit, and the noise."""
+        with on_cpu():
+            wide = [astype(v, mx.float64) for v in (x, self.x_mean, self.weight_covariance)]
+            x, x_mean, covariance = wide
+            rows = (x - x_mean)[..., None, :, :]
+            of_fit = mx.swapaxes(mx.sum((rows @ covariance) * rows, axis=-1), -1, -2)
+            rest = astype(self.residual_variance, mx.float64) + astype(self.mean_variance, mx.float64)
+            return mx.sqrt(of_fit + rest[..., None, :]).astype(self.residual_variance.dtype)
+
+
+def uncertainty(p: Problem) -> Uncertainty:
+    """Of a problem that is not wide, or in float64."""
+    q = per_target(p)
+    f = fit(q)
+    k = p.b.shape[-1]
+    with on_cpu():
+        squares, free = squares_and_freedom(p, f)
+        variance = squares / free
+        w = 1.0 if q.w is None else astype(q.w, mx.float64)
+        leverage = (w * (f.leverage + intercept(q)))[..., None]
+        leverage = mx.broadcast_to(leverage, (*leverage.shape[:-1], k)) if q is p else merged(leverage)
+        used = mx.broadcast_to(p.total[..., None] - free, variance.shape)
+        covariance = variance[..., None, None] * (f.inverse[..., None, :, :] if q is p else f.inverse)
+        of_mean, of_bias = mx.zeros_like(variance), None
+        x_mean = mx.zeros((1, p.a.shape[-1]), mx.float64)
+        if p.means is not None:
+            x_mean = astype(p.means[0], mx.float64)
+            of_mean = variance / p.total[..., None]
+            rows = x_mean[..., None, :, :]
+            of_bias = of_mean + mx.sum((rows @ covariance) * rows, axis=(-2, -1))
+            of_bias = of_bias.astype(p.out)
+        exact = (variance, covariance, leverage, used, x_mean, of_mean)
+        variance, covariance, leverage, used, x_mean, of_mean = (part.astype(p.out) for part in exact)
+    return Uncertainty(variance, covariance, of_bias, leverage, used, x_mean, of_mean)

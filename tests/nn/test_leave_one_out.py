@@ -1,0 +1,255 @@
+"""Leave-one-out predictions are those of actual refits, and so are their derivatives; generalized cross validation."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeCV
+
+from pinvnn.nn import LeastSquaresReadout
+from pinvnn.streaming import ReadoutStatistics
+from pinvnn.testing import gradcheck, random_matrix
+
+N, K = 3, 2
+ROWS = {"tall": 9, "one more": N + 1, "square": N, "wide": 2}
+L2 = {"none": None, "number": (), "target": (K,), "feature": (N, 1), "both": (N, K)}
+
+
+def array(x, dtype=mx.float64):
+    return mx.array(np.asarray(x), dtype)
+
+
+def data(m, dtype=mx.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    x, y, w = rng.normal(size=(m, N)) + 2, rng.normal(size=(m, K)), rng.uniform(0.3, 3, size=m)
+    return array(x, dtype), array(y, dtype), array(w, dtype)
+
+
+def penalty(kind):
+    rng = np.random.default_rng(5)
+    return 0.0 if L2[kind] is None else array(rng.uniform(0.3, 2, size=L2[kind]))
+
+
+def refits(readout, x, y, w=None, unit=False):
+    """Predictions for each row of fits to the others (or with its weight less 1), one by one."""
+    out = []
+    for i in range(x.shape[0]):
+        ones = np.ones(x.shape[0]) if w is None else np.array(w, np.float64)
+        ones[i] = max(ones[i] - 1, 0) if unit else 0
+        kept = mx.array(np.flatnonzero(ones))
+        out.append(readout.adapt(x[kept], y[kept], x[i : i + 1], array(ones, x.dtype)[kept])[0])
+    return np.array(mx.stack(out))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", L2)
+@pytest.mark.parametrize("m", ROWS.values(), ids=ROWS)
+def test_leave_one_out_is_a_refit_without_the_row(m, kind, bias, dtype):
+    x, y, w = data(m, dtype)
+    readout = LeastSquaresReadout(N, K, l2=penalty(kind), bias=bias)
+    for weights in (None, w):
+        expected = refits(readout, x, y, weights)
+        got = np.array(readout.loo_predictions(x, y, weights))
+        np.testing.assert_allclose(got, expected, atol=(1e-9 if dtype == mx.float64 else 1e-4) * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["none", "number", "both"])
+@pytest.mark.parametrize("m", [9, N])
+def test_removing_a_unit_leaves_the_rest_of_the_weight(m, kind):
+    x, y, _ = data(m)
+    w = array([3, 1, 0.5, 2, 1.5, 1, 2.5, 0, 1][:m])
+    readout = LeastSquaresReadout(N, K, l2=penalty(kind))
+    got = np.array(readout.loo_predictions(x, y, w, removed="unit"))
+    np.testing.assert_allclose(got, refits(readout, x, y, w, unit=True), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["none", "number", "both"])
+def test_weight_two_is_the_row_twice(kind):
+    x, y, _ = data(6)
+    counts = np.array([2, 1, 1, 3, 1, 1])
+    rows = mx.array(np.repeat(np.arange(6), counts))
+    readout = LeastSquaresReadout(N, K, l2=penalty(kind))
+    unit = readout.loo_predictions(x, y, array(counts), removed="unit")
+    repeated = readout.loo_predictions(x[rows], y[rows])
+    np.testing.assert_allclose(np.array(unit[rows]), np.array(repeated), rtol=1e-9)
+    losses = readout.loo_loss(x, y, array(counts), removed="unit"), readout.loo_loss(x[rows], y[rows])
+    np.testing.assert_allclose(losses[0].item(), losses[1].item(), rtol=1e-9)
+    np.testing.assert_allclose(readout.gcv(x, y, array(counts)).item(), readout.gcv(x[rows], y[rows]).item(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_that_alone_carries_a_feature(weighted, dtype):
+    x, y, w = data(12, dtype)
+    only = mx.arange(12)[:, None] == 3
+    x = mx.where(mx.arange(N) == 1, only.astype(dtype), x)
+    weights = w if weighted else None
+    readout = LeastSquaresReadout(N, K)
+    expected = refits(readout, x, y, weights)
+    np.testing.assert_allclose(np.array(readout.loo_predictions(x, y, weights)), expected, rtol=1e-4)
+    unpenalized = LeastSquaresReadout(N, K, l2=mx.zeros((K,))).loo_predictions(x, y, weights)
+    assert np.flatnonzero(np.isnan(np.array(unpenalized)).any(axis=1)).tolist() == [3]
+
+
+def test_rows_that_are_twice_in_a_wide_problem():
+    x, y, _ = data(3)
+    wide = mx.concatenate([x, x[::-1] * 2], axis=1)[mx.array([0, 1, 2, 0])]
+    readout = LeastSquaresReadout(2 * N, K)
+    y = y[mx.array([0, 1, 2, 1])]
+    np.testing.assert_allclose(np.array(readout.loo_predictions(wide, y)), refits(readout, wide, y), rtol=1e-8)
+
+
+def test_the_loss_is_the_weighted_mean_square():
+    x, y, w = data(9)
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    e = np.array(y - readout.loo_predictions(x, y, w))
+    expected = np.sum(np.array(w)[:, None] * e**2) / (K * np.sum(np.array(w)))
+    np.testing.assert_allclose(readout.loo_loss(x, y, w).item(), expected, rtol=1e-12)
+    assert readout.loo_loss(x, y).item() == pytest.approx(np.mean(np.array(y - readout.loo_predictions(x, y)) ** 2))
+
+
+def test_scikit_learns_ridge_cv_agrees():
+    x, y, _ = data(30)
+    rival = RidgeCV(alphas=[0.7], store_cv_results=True, scoring=None).fit(np.array(x), np.array(y))
+    readout = LeastSquaresReadout(N, K, l2=0.7)
+    np.testing.assert_allclose(readout.loo_loss(x, y).item(), rival.cv_results_.mean(), rtol=1e-9)
+
+
+def test_only_row_and_no_row():
+    x, y, _ = data(1)
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    assert np.isnan(np.array(readout.loo_predictions(x, y))).all()
+    assert np.isnan(np.array(LeastSquaresReadout(N, K).loo_predictions(x, y))).all()
+    assert readout.loo_predictions(x[:0], y[:0]).shape == (0, K)
+    without = LeastSquaresReadout(N, K, l2=0.5, bias=False).loo_predictions(x, y)
+    np.testing.assert_allclose(np.array(without), 0, atol=1e-12)  # no rows give zeros
+
+
+@pytest.mark.parametrize("kind", ["none", "number", "both"])
+@pytest.mark.parametrize("n", [N, 3 * N])
+def test_batches_and_vmap(n, kind):
+    rng = np.random.default_rng(0)
+    l2 = 0.0 if L2[kind] is None else array(rng.uniform(0.3, 2, size=() if kind == "number" else (n, K)))
+    x, y, w = (array(rng.uniform(0.5, 2, size=(4, 8, *s)), mx.float32) for s in ((n,), (K,), ()))
+    readout = LeastSquaresReadout(n, K, l2=l2)
+    for method in (readout.loo_predictions, readout.loo_loss):
+        single = np.array(mx.stack([method(x[i], y[i], w[i]) for i in range(4)]))
+        for fn in (method, mx.vmap(method)):
+            np.testing.assert_allclose(np.array(fn(x, y, w)), single, rtol=2e-4, atol=1e-5)
+    slopes = mx.vmap(mx.grad(readout.loo_loss))(x, y, w)
+    np.testing.assert_allclose(np.array(slopes[1]), np.array(mx.grad(readout.loo_loss)(x[1], y[1], w[1])), rtol=1e-3)
+
+
+def test_vectors_dtypes_and_compile():
+    x, y, w = data(9, mx.float32)
+    readout = LeastSquaresReadout(N, 1, l2=0.5)
+    assert readout.loo_predictions(x, y[:, 0]).shape == (9,)
+    half = readout.loo_predictions(x.astype(mx.float16), y[:, 0].astype(mx.float16))
+    assert half.dtype == mx.float16
+    compiled = mx.compile(mx.value_and_grad(readout.loo_loss))(x, y[:, 0], w)
+    plain = mx.value_and_grad(readout.loo_loss)(x, y[:, 0], w)
+    for a, b in zip(compiled, plain, strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-7)
+
+
+def test_float32_agrees_with_float64_at_condition_1e4():
+    rng = np.random.default_rng(0)
+    x = array(rng.normal(size=(60, N)) * [1, 1e-2, 1e-4] @ np.linalg.qr(rng.normal(size=(N, N)))[0], mx.float32)
+    y, _, _ = data(60, mx.float32, seed=1)
+    wide = x.astype(mx.float64), y.astype(mx.float64)
+    for readout in (LeastSquaresReadout(N, N), LeastSquaresReadout(N, N, l2=1e-7)):
+        got, want = (mx.value_and_grad(readout.loo_loss)(*v) for v in ((x, y), wide))
+        assert abs(got[0].item() - want[0].item()) < 1e-5 * want[0].item()
+        assert np.linalg.norm(np.array(got[1]) - np.array(want[1])) < 1e-3 * np.linalg.norm(np.array(want[1]))
+
+
+# --- Derivatives ----------------------------------------------------------------------------------
+
+CASES = [
+    ("loo_loss", "tall", "number", True, 2),
+    ("loo_loss", "tall", "none", True, 2),
+    ("loo_loss", "tall", "none", False, 1),
+    ("loo_loss", "tall", "target", False, 2),
+    ("loo_loss", "tall", "both", True, 2),
+    ("loo_loss", "square", "none", False, 2),
+    ("loo_loss", "square", "none", True, 1),
+    ("loo_loss", "wide", "number", False, 2),
+    ("loo_loss", "wide", "number", True, 1),
+    ("loo_loss", "wide", "target", False, 1),
+    ("loo_loss", "one more", "feature", True, 1),
+    ("loo_predictions", "tall", "number", True, 1),
+    ("loo_predictions", "wide", "none", False, 1),
+    ("gcv", "tall", "number", True, 2),
+    ("gcv", "tall", "none", True, 1),
+    ("gcv", "tall", "both", False, 1),
+    ("gcv", "wide", "number", False, 1),
+]
+
+
+@pytest.mark.parametrize(("method", "rows", "kind", "weighted", "order"), CASES)
+def test_derivatives(method, rows, kind, weighted, order):
+    x, y, w = data(ROWS[rows] + (rows == "wide"))
+    if rows == "wide":
+        x = mx.concatenate([x, x[:, ::-1] ** 2], axis=1)
+    n = x.shape[1]
+    moving = [x, y, *([w] if weighted else []), *([] if kind == "none" else [wide_penalty(kind, n)])]
+
+    def fn(x, y, *rest):
+        rest = list(rest)
+        weights = rest.pop(0) if weighted else None
+        readout = LeastSquaresReadout(n, K, l2=rest[0] if rest else 0.0)
+        return getattr(readout, method)(x, y, weights)
+
+    gradcheck(fn, *moving, order=order)
+
+
+def wide_penalty(kind, n):
+    l2 = penalty(kind)
+    return l2 if l2.ndim < 2 else mx.broadcast_to(l2[:1], (n, l2.shape[1]))
+
+
+def test_derivatives_of_units_removed():
+    x, y, _ = data(7)
+    w = array([3, 1.2, 0.5, 2, 1.5, 0.8, 2.5])
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    gradcheck(lambda *args: readout.loo_loss(*args, removed="unit"), x, y, w, order=2)
+
+
+def test_derivatives_at_a_lower_rank():
+    u, v = random_matrix((8, 2), dtype=mx.float64), random_matrix((2, N), dtype=mx.float64, seed=1)
+    y, w = data(8)[1:]
+    gradcheck(lambda u, y: LeastSquaresReadout(N, K).loo_loss(u @ v, y, w), u, y, order=2)
+
+
+def test_a_feature_that_is_constant_passes_its_gradient_on():
+    x, y, _ = data(7)
+    x = mx.where(mx.arange(N) == 1, 4.0, x).astype(mx.float64)
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    gradcheck(readout.loo_loss, x, y)
+
+
+# --- Generalized cross validation -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", L2)
+def test_gcv_is_that_of_the_streamed_statistics(kind, bias):
+    x, y, w = data(9)
+    score = LeastSquaresReadout(N, K, l2=penalty(kind), bias=bias).gcv(x, y, w)
+    streamed = ReadoutStatistics(N, K, bias=bias).update(x, y, w).gcv(penalty(kind))
+    np.testing.assert_allclose(score.item(), streamed.item(), rtol=1e-9)
+
+
+def test_gcv_of_a_wide_problem_is_that_of_its_primal_form():
+    x, y, _ = data(5)
+    wide = mx.concatenate([x, x**2], axis=1)
+    readout = LeastSquaresReadout(2 * N, K, l2=array([0.3, 2.0]))
+    ones = mx.ones((5,), mx.float64)  # weights ask for the primal form
+    np.testing.assert_allclose(readout.gcv(wide, y).item(), readout.gcv(wide, y, ones).item(), rtol=1e-9)
+    assert np.isnan(LeastSquaresReadout(2 * N, K).gcv(wide, y).item())
+
+
+@pytest.mark.parametrize("method", ["loo_predictions", "loo_loss"])
+def test_an_unknown_way_of_removing(method):
+    with pytest.raises(ValueError, match=r"removed must be \"row\" or \"unit\", but got 'half'. Take \"row\"\."):
+        getattr(LeastSquaresReadout(N, K), method)(mx.zeros((5, N)), mx.zeros((5, K)), removed="half")
