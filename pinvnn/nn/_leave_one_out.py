@@ -32,18 +32,20 @@ def per_target(p: Problem) -> Problem:
     """Targets that have penalties of their own become a batch of problems, ``(..., k, m, 1)``."""
     if p.l2 is None or p.l2.shape[-1] == 1:
         return p
-    return p._replace(
-        a=p.a[..., None, :, :],
-        b=mx.swapaxes(p.b, -1, -2)[..., None],
-        w=None if p.w is None else p.w[..., None, :],
-        l2=mx.swapaxes(p.l2, -1, -2)[..., None],
-        total=p.total[..., None],
-    )
+    with on_cpu():
+        return p._replace(
+            a=p.a[..., None, :, :],
+            b=mx.swapaxes(p.b, -1, -2)[..., None],
+            w=None if p.w is None else p.w[..., None, :],
+            l2=mx.swapaxes(p.l2, -1, -2)[..., None],
+            total=p.total[..., None],
+        )
 
 
 def merged(x):
     """``(..., k, m, 1)`` back to ``(..., m, k)``."""
-    return mx.swapaxes(x[..., 0], -1, -2)
+    with on_cpu():
+        return mx.swapaxes(x[..., 0], -1, -2)
 
 
 def intercept(p: Problem):

@@ -145,16 +145,18 @@ class LeastSquaresReadout(nn.Module):
         if max(checked.ndim, y_checked.ndim, 2 if w is None else w.ndim + 1) > 2:
             got = f"shapes {checked.shape} and {y_checked.shape}"
             self._fail("x and y must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
-        for label, values in [("x", checked), ("y", y_checked), ("weights", w)]:
-            if values is not None and not all_true(mx.isfinite(values)):
-                self._fail(f"{label} must be finite", "NaN or Inf", "Remove those rows.", "fit")
-        if w is not None and not all_true(w >= 0):
-            self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
+        with on_cpu():
+            for label, values in [("x", checked), ("y", y_checked), ("weights", w)]:
+                if values is not None and not all_true(mx.isfinite(values)):
+                    self._fail(f"{label} must be finite", "NaN or Inf", "Remove those rows.", "fit")
+            if w is not None and not all_true(w >= 0):
+                self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
         weight, bias = self.solve(x, y, weights)
         mx.eval(weight, bias)
-        if not all_true(mx.isfinite(weight)):
-            remedy = "Penalise all features, or pass l2=0 for the solution of minimum norm."
-            self._fail("the problem must have a unique solution", f"a singular one with l2={self.l2}", remedy, "fit")
+        with on_cpu():
+            if not all_true(mx.isfinite(weight)):
+                rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
+                self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
         self.weight = weight
         if bias is not None:
             self.bias = bias

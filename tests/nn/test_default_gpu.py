@@ -1,0 +1,74 @@
+"""Nothing in float64 lands on a default GPU: watched from Python, as in tests/test_streams.py."""
+
+import mlx.core as mx
+import pytest
+
+from pinvnn.nn import LeastSquaresReadout, PseudoInverse, RidgeClassifier
+from tests.test_streams import DefaultGpu, placed
+
+M, N, K = 9, 3, 2
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    mx.disable_compile()
+    with monkeypatch.context() as patches:
+        yield DefaultGpu(patches)
+    mx.enable_compile()
+
+
+def arrays(dtype):
+    with mx.stream(mx.cpu):
+        x, y, w = (mx.random.normal(s, key=mx.random.key(i)) for i, s in enumerate([(M, N), (M, K), (M,)]))
+        out = x.astype(dtype), y.astype(dtype), mx.abs(w).astype(dtype)
+        mx.eval(out)
+        return out
+
+
+def penalties(kind):
+    with mx.stream(mx.cpu):
+        return {"none": 0.0, "number": 0.5, "target": mx.array([0.5, 1.0]), "feature": mx.array([[0.5]] * N)}[kind]
+
+
+METHODS = {
+    "adapt": lambda r, x, y, w: r.adapt(x, y, x, w),
+    "projected_loss": lambda r, x, y, w: r.projected_loss(x, y, w),
+    "loo_loss": lambda r, x, y, w: r.loo_loss(x, y, w),
+    "loo_loss, wide": lambda r, x, y, w: r.loo_loss(x[:2], y[:2]),
+    "unit": lambda r, x, y, w: r.loo_predictions(x, y, w, removed="unit"),
+    "gcv": lambda r, x, y, w: r.gcv(x, y, w),
+    "uncertainty": lambda r, x, y, w: r.uncertainty(x, y, w).predictive_std(x),
+}
+TRANSFORMS = {
+    "value": lambda fn, x: fn(x),
+    "vjp": lambda fn, x: mx.grad(lambda x: mx.sum(fn(x)))(x),
+    "jvp": lambda fn, x: mx.jvp(fn, [x], [x])[1],
+    "vjp of vjp": lambda fn, x: mx.grad(lambda x: mx.sum(mx.grad(lambda x: mx.sum(fn(x)))(x)))(x),
+    "vmap": lambda fn, x: mx.vmap(fn)(mx.stack([x, x])),
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_readout(gpu, method, transform, dtype):
+    x, y, w = arrays(dtype)
+    for kind in ("none", "number", "target", "feature"):
+        readout = LeastSquaresReadout(N, K, l2=penalties(kind))
+        for weights in (None, w):
+            with placed(dtype):
+                out = TRANSFORMS[transform](lambda x: METHODS[method](readout, x, y, weights), x)  # noqa: B023
+            mx.eval(out)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+def test_fits_and_classifiers(gpu, dtype):
+    x, y, w = arrays(dtype)
+    fitted = LeastSquaresReadout(N, K, l2=0.5, learn_l2=True).fit(x, y, w)
+    labels = mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    classifier = RidgeClassifier(N, 3, class_weights="balanced").fit(x, labels, w)
+    with placed(dtype):
+        mx.eval(fitted(x), fitted.to_linear()(x), PseudoInverse()(x), repr(fitted) and fitted.l2)
+        mx.eval(classifier.predict_proba(x), classifier.predict(x), classifier.to_linear()(x))
+        mx.eval(mx.grad(lambda x: mx.sum(classifier.adapt(x, labels, x, w)))(x))
+        mx.eval(mx.grad(lambda x: classifier.loo_loss(x, labels, w))(x))
