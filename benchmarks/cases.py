@@ -18,7 +18,7 @@ SHAPES = [*_BATCHES, *((b, n, m) for b, m, n in _BATCHES), (1, 512, 512),
           *((1, *shape) for m, n in _TALL for shape in ((m, n), (n, m)))]
 READOUT_SHAPES = [(1, m, 64) for m in (256, 2048, 10_000, 100_000)]
 QUICK_SHAPES = [(1, 24, 6), (3, 4, 6)]
-LARGEST = {"float32": 64_000_000, "float64": 6_400_000}  # elements; 24 GiB hold no more for all libraries at once
+LARGEST = {"float32": (64_000_000, 64_000_000), "float64": (6_400_000, 1_000_000)}  # elements if tall, if wide
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Case:
     def elongated(self):
         return self.m >= 4 * self.n or self.n >= 4 * self.m
 
+    @property
+    def work(self):
+        """In proportion to the floating point operations."""
+        return self.batch * self.m * self.n * min(self.m, self.n)
+
     def asdict(self):
         return asdict(self)
 
@@ -73,6 +78,6 @@ def select(ops=None, shapes=None, dtypes=None, quick=False):
                     and (case.shape in shapes if shapes else True)
                     and (dtype in dtypes if dtypes else True)
                     and (op != "readout" or shape in readout_shapes)
-                    and (shapes or case.batch * case.m * case.n <= LARGEST[dtype])
+                    and (shapes or case.batch * case.m * case.n <= LARGEST[dtype][case.m < case.n])
                 ):
                     yield case

@@ -14,7 +14,9 @@ from .peers.base import Unsupported
 from .pool import Failed, Missing, Pool
 
 SLICE = 0.004  # seconds of calls that one turn times at least
-SLOW = 2.0  # seconds of a call that is not repeated
+SLOW = 3.0  # seconds of a call that is its contender's only one
+NEAR = 20  # times the work of the case that a case's time is guessed from
+COMPILING = 20.0  # seconds that a first call may take beyond the limit
 HOPELESS = 0.2  # seconds of a preloaded mx.linalg whose twin without a fast BLAS is left out
 
 
@@ -24,8 +26,8 @@ class Effort:
 
     least: int = 3
     most: int = 15
-    budget: float = 0.3
-    limit: float = 10.0
+    budget: float = 0.25
+    limit: float = 8.0
     judged: bool = True
     modes: tuple[str, ...] = MODES
 
@@ -42,8 +44,8 @@ class Session:
     def expected(self, name, case, mode):
         """Seconds by the last case of its kind, None if there was none, and that case's shape."""
         seconds, smaller = self.seconds.get(_kind(name, case, mode), (None, case))
-        growth = _work(case) / _work(smaller)
-        return (seconds * max(1.0, growth) if seconds and growth > 1 else None), smaller.shape
+        growth = case.work / smaller.work
+        return (seconds * growth if seconds and 1 < growth <= NEAR else None), smaller.shape
 
     def remember(self, name, case, mode, seconds):
         self.seconds[_kind(name, case, mode)] = seconds, case
@@ -51,10 +53,6 @@ class Session:
 
 def _kind(name, case, mode):
     return name, case.op, mode, case.dtype, case.m >= case.n, case.batch > 1
-
-
-def _work(case):
-    return case.batch * case.m * case.n * min(case.m, case.n)
 
 
 def measure(case: Case, session: Session):
@@ -99,12 +97,12 @@ def _first_calls(name, case, mode, session, files, firsts):
     for cond in sorted(files, reverse=True):
         try:
             _leave_out(name, case, mode, session, firsts)
-            seconds = worker.call("load", limit, case=case.asdict(), mode=mode, files=files[cond])
+            seconds = worker.call("load", limit + COMPILING, case=case.asdict(), mode=mode, files=files[cond])
             if session.effort.judged and name not in ("floor", "gram"):
                 paths = worker.call("save", 60, folder=str(session.folder))
                 errors = session.pool.judge.call("errors", 60, cond=cond, paths=paths)
                 result.setdefault("errors", {})[f"{cond:g}"] = errors
-            if seconds > 3 * SLOW:
+            if seconds > SLOW:
                 break
         except (Unsupported, Failed, Missing) as reason:
             result["note"] = str(reason)
@@ -135,7 +133,7 @@ def _take_turns(pool, firsts, effort):
 
     The budget is spent by the fastest turn so far, times turns: a neighbour's burst of work costs nobody its turns.
     """
-    times = {name: [first] if first > 3 * SLOW else [] for name, first in firsts.items()}
+    times = {name: [first] if first > SLOW else [] for name, first in firsts.items()}
     active = [name for name, turns in times.items() if not turns]
     for turn in range(effort.most):
         # Each leads once: whatever a turn leaves behind meets a different successor.
@@ -145,7 +143,7 @@ def _take_turns(pool, firsts, effort):
                 times[name].append(pool.workers[name].call("turn", 10 * effort.limit, least=SLICE))
             except Failed:
                 active.remove(name)
-        least = {name: 1 if firsts[name] > SLOW else effort.least for name in active}
+        least = {name: 1 if firsts[name] > SLOW / 3 else effort.least for name in active}
         active = [x for x in active if len(times[x]) < least[x] or len(times[x]) * _turn(min(times[x])) < effort.budget]
         if OURS in firsts and OURS not in active and turn + 1 >= effort.least:
             break

@@ -44,17 +44,18 @@ def _panel(axis, rows, title):
     if not rows:
         axis.set_axis_off()
         return
-    rows.sort(key=lambda row: row.results[OURS]["ms"][1])
+    rows.sort(key=lambda row: (row.case.work, row.case.n))
     for name, color in _COLORS.items():
         found = [(x, row.results[name]["ms"][1], _hollow(row, name)) for x, row in enumerate(rows)
                  if "ms" in row.results.get(name, {})]
         if not found:
             continue
         own = name in (OURS, "floor")
-        axis.plot([x for x, _, _ in found], [ms for _, ms, _ in found], color=color, label=name, zorder=3 if own else 2,
-                  linestyle="-" if own else "none", marker="o" if name == OURS else "_" if name == "floor" else "none")
-        for x, ms, hollow in found if not own else ():
-            axis.plot(x, ms, "o", color=color, markerfacecolor="none" if hollow else color)
+        marker = "_" if name == "floor" else "o"
+        axis.plot([x for x, _, _ in found], [ms for _, ms, _ in found], color=color, marker=marker, label=name,
+                  linestyle="-" if own else "none", markerfacecolor=color if own else "none", zorder=3 if own else 2)
+        solid = [(x, ms) for x, ms, hollow in found if not hollow]
+        axis.plot([x for x, _ in solid], [ms for _, ms in solid], marker, color=color, zorder=2)
     axis.set_yscale("log")
     axis.set_xticks(range(len(rows)), [row.case.shape for row in rows], rotation=60, ha="right", fontsize=8)
     axis.grid(axis="y", alpha=0.3)

@@ -61,7 +61,7 @@ def _times(result):
     text = f"{mid:10.4g} ms [{low:.4g}, {high:.4g}]"
     if "ratio" in result:
         low, mid, high = result["ratio"]
-        text = f"{text:34} {mid:.3g}x [{low:.2g}, {high:.2g}]"
+        text = f"{text:34} {mid:.3g}x [{low:.3g}, {high:.3g}]"
     return text
 
 
@@ -110,7 +110,7 @@ def _cell(row, name):
     ratio = row.results[name].get("ratio")
     if not ratio:
         return ""
-    text = f"{ratio[1]:.3g} [{ratio[0]:.2g}, {ratio[2]:.2g}]"
+    text = f"{ratio[1]:.3g} [{ratio[0]:.3g}, {ratio[2]:.3g}]"
     return text if name in row.peers() else f"({text})"
 
 
