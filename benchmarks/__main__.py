@@ -35,13 +35,15 @@ def arguments(argv=None):
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where pinvnn and its GPU peer run")
     parser.add_argument("--no-preload", action="store_true", help="MLX with the BLAS of its wheel")
     parser.add_argument("--no-errors", action="store_true", help="times only")
-    parser.add_argument("--no-memory", action="store_true", help="no peak memory")
+    parser.add_argument("--no-memory", action="store_true", help="no peak memory (nor on a GPU)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two turns: does the harness run?")
     parser.add_argument("--turns", type=int, default=Effort.most, help="at most (default %(default)s)")
     parser.add_argument("--budget", type=float, default=Effort.budget, metavar="SECONDS",
                         help="of turns for each contender and row (default %(default)s)")
     parser.add_argument("--limit", type=float, default=Effort.limit, metavar="SECONDS",
                         help="for one call (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=22.0,
+                        help="after which no further case is begun (default %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder of JSON and plot")
     parser.add_argument("--write-readme", action="store_true", help="put the tables into benchmarks/README.md")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="report an earlier run instead of measuring")
@@ -65,23 +67,31 @@ def run(options):
     with (tempfile.TemporaryDirectory() as folder, open(options.out / "workers.log", "w") as log,
           Pool(taking_part, options.peer_python, not options.no_preload, log) as pool):
         about, missing = pool.start()
-        found = {"rows": [], "memory": [], "about": about, "missing": missing, "preload": pool.preload,
-                 "device": options.device, "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        found = {"rows": [], "memory": [], "left_out": [], "about": about, "missing": missing, "preload": pool.preload,
+                 "device": options.device, "command": _command(sys.argv[1:]),
                  "machine": _machine(), "python": platform.python_version(),
                  "date": datetime.date.today().isoformat()}
         _print(report.taking_part(found))
+        for case in () if options.no_memory or options.device == "gpu" else memory.cases(options.ops, options.quick):
+            found["memory"].append(memory.measure_memory(case, pool, 3 * effort.limit, Path(folder) / "memory"))
+            _print(["", report.memory_text(found["memory"][-1])])
         session = Session(pool, effort, Path(folder))
         for case in selected(options):
+            if monotonic() - start > 60 * options.minutes:
+                found["left_out"].append(str(case))
+                continue
             for row in measure(case, session):
                 found["rows"].append(row)
                 _print(["", report.row_text(row)])
-        for case in () if options.no_memory else memory.cases(options.ops, options.quick):
-            found["memory"].append(memory.measure_memory(case, pool, 3 * effort.limit, Path(folder) / "memory"))
-            _print(["", report.memory_text(found["memory"][-1])])
         found["about"] |= pool.about()  # now with what was loaded on the first call
     found["imports"] = import_times(1 if options.quick else 7)
     found["seconds"] = monotonic() - start
     return found
+
+
+def _command(words):
+    """The command, without the paths of one machine."""
+    return shlex.join(["python", "-m", "benchmarks", *("PATH" if Path(x).is_absolute() else x for x in words)])
 
 
 def _machine():

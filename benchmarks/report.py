@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import shorten
 
 from .cases import DTYPES, MODE_NAMES, OPS
 from .contenders import AS_INSTALLED, BASELINE, OURS, is_own
@@ -28,6 +29,8 @@ def machine(report):
     """Lines on the machine, the processes and the BLAS each loaded."""
     yield f"{report['machine']}; Python {report['python']}; {report['date']}; pinvnn on the {report['device']}"
     yield from list(taking_part(report))[1:]
+    if report["left_out"]:
+        yield f"left out for want of time (--minutes): {', '.join(report['left_out'])}"
     for name, about in report["about"].items():
         if name not in ("floor", "gram"):  # as pinvnn's
             yield f"{name}: {about['versions']}; BLAS: {', '.join(about['blas']) or 'unknown'}"
@@ -123,8 +126,9 @@ def _memory_table(rows):
     yield f"| | input | {' | '.join(names)} |"
     yield "|---" * (len(names) + 2) + "|"
     for row in rows:
-        cells = [f"{x['bytes'] / row['input']:.2f}" if "bytes" in x else x["note"] for x in row["results"].values()]
-        yield f"| {row['case']['op']} {row['shape']} float32 | {row['input'] / 1e6:.0f} MB | {' | '.join(cells)} |"
+        cells = [f"{x['bytes'] / row['input']:.2f}" if "bytes" in x else shorten(x["note"], 60, placeholder=" ...")
+                 for x in row["results"].values()]
+        yield f"| {row['case']['op']} {row['shape']} float32 | {row['input'] / 1e6:.3g} MB | {' | '.join(cells)} |"
 
 
 def write_readme(report):
