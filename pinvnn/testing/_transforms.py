@@ -88,11 +88,16 @@ def _batched(a, axis, size, first):
     return mx.stack([a * scale if inexact(a) else a for scale in scales], axis=axis)
 
 
+def _pick(a, i, axis):
+    """Slice ``i`` along ``axis``; ``mx.take`` refuses arrays without elements."""
+    return a[tuple(slice(i, i + 1) if d == axis % a.ndim else slice(None) for d in range(a.ndim))].squeeze(axis)
+
+
 def _looped(call, axes, size):
     def loop(*arrays):
         rows = []
         for i in range(size):
-            picked = [a if ax is None else mx.take(a, i, axis=ax) for a, ax in zip(arrays, axes, strict=True)]
+            picked = [a if ax is None else _pick(a, i, ax) for a, ax in zip(arrays, axes, strict=True)]
             rows.append(call(*picked))
         return [mx.stack(list(parts)) for parts in zip(*rows, strict=True)]
 
