@@ -12,10 +12,9 @@ CONDITIONS = (10.0, 1e4)
 TARGETS = 8  # columns of b
 INPUTS = 32  # what a readout's features are made from
 
-_TALL = [(256, 64), (2048, 256), (4096, 128), (2000, 1000), (10_000, 64), (100_000, 64), (1_000_000, 64)]
-_BATCHES = [(1024, 16, 8), (64, 64, 32)]
-SHAPES = [*_BATCHES, *((b, n, m) for b, m, n in _BATCHES), (1, 512, 512),
-          *((1, *shape) for m, n in _TALL for shape in ((m, n), (n, m)))]
+_TALL = [(1024, 16, 8), (64, 64, 32), (1, 256, 64), (1, 10_000, 64), (1, 100_000, 64), (1, 2048, 256), (1, 4096, 128),
+         (1, 2000, 1000), (1, 1_000_000, 64)]
+SHAPES = [*_TALL, (1, 512, 512), *((batch, n, m) for batch, m, n in _TALL)]  # a short run has the first ones
 READOUT_SHAPES = [(1, m, 64) for m in (256, 2048, 10_000, 100_000)]
 QUICK_SHAPES = [(1, 24, 6), (3, 4, 6)]
 LARGEST = {"float32": (64_000_000, 64_000_000), "float64": (6_400_000, 1_000_000)}  # elements if tall, if wide

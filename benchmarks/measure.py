@@ -52,7 +52,7 @@ class Session:
 
 
 def _kind(name, case, mode):
-    return name, case.op, mode, case.dtype, case.m >= case.n, case.batch > 1
+    return name, case.op, mode, case.dtype, case.m >= case.n, min(case.m, case.n), case.batch
 
 
 def measure(case: Case, session: Session):
