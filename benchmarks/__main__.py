@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -70,7 +71,7 @@ def run(options):
         found = {"rows": [], "memory": [], "left_out": [], "about": about, "missing": missing, "preload": pool.preload,
                  "device": options.device, "command": _command(sys.argv[1:]),
                  "machine": _machine(), "python": platform.python_version(),
-                 "date": datetime.date.today().isoformat()}
+                 "date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
         _print(report.taking_part(found))
         for case in () if options.no_memory or options.device == "gpu" else memory.cases(options.ops, options.quick):
             found["memory"].append(memory.measure_memory(case, pool, 3 * effort.limit, Path(folder) / "memory"))

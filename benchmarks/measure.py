@@ -143,8 +143,8 @@ def _take_turns(pool, firsts, effort):
                 times[name].append(pool.workers[name].call("turn", 10 * effort.limit, least=SLICE))
             except Failed:
                 active.remove(name)
-        least = {name: 1 if firsts[name] > SLOW / 3 else effort.least for name in active}
-        active = [x for x in active if len(times[x]) < least[x] or len(times[x]) * _turn(min(times[x])) < effort.budget]
+        active = [name for name in active if len(times[name]) < effort.least
+                  or len(times[name]) * _turn(min(times[name])) < effort.budget]
         if OURS in firsts and OURS not in active and turn + 1 >= effort.least:
             break
     return {name: turns for name, turns in times.items() if turns}

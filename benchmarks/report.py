@@ -28,6 +28,7 @@ def taking_part(report):
 def machine(report):
     """Lines on the machine, the processes and the BLAS each loaded."""
     yield f"{report['machine']}; Python {report['python']}; {report['date']}; pinvnn on the {report['device']}"
+    yield f"load average when the run began: {report['load']} (processes of others slow down whoever uses all cores)"
     yield from list(taking_part(report))[1:]
     if report["left_out"]:
         yield f"left out for want of time (--minutes): {', '.join(report['left_out'])}"
