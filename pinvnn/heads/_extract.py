@@ -12,7 +12,7 @@ never reads beyond the text.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -24,7 +24,7 @@ Pooling = str | int
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reporter(cls: type) -> type:
     """A subclass of a module's class that tells the module's ``_report`` what each call was given and returned."""
 
