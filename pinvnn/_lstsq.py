@@ -6,7 +6,7 @@ from . import _checks, _dtypes, _rank
 from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value
 from ._pinv import rank
 from ._place import astype, large, on_cpu
-from ._products import gram
+from ._products import gram, sum_over_rows, weigh
 from ._rules import attach_adjoint, attach_solve
 from ._spectral import eigenvalues, inverse
 from ._types import LstsqResult
@@ -94,7 +94,7 @@ def _sums_of_squares(rest, weights):
         squares = mx.square(mx.real(rest)) + mx.square(mx.imag(rest))
     else:
         squares = mx.square(rest)
-    return mx.sum(squares if weights is None else weights[..., None] * squares, axis=-2)
+    return sum_over_rows(weigh(weights, squares))
 
 
 def _solve(a, b, w, rtol, atol, method, whole):

@@ -6,6 +6,7 @@ from .._attach import attach
 from .._factor import Factor
 from .._lstsq import lstsq
 from .._place import astype, large, on_cpu
+from .._products import sum_over_rows, weigh
 from .._ridge import _inverse, _route, ridge
 from .._ridge_rules import Inverse, _cores, attach_ridge, solution
 from ._problem import Problem
@@ -46,7 +47,7 @@ def _objective(a, b, w, l2, x):
     """Weighted sum of squared residuals, and the penalty."""
     with large(a.dtype):
         rest = b - a @ x
-        fit = mx.sum(rest * rest if w is None else w[..., None] * rest * rest, axis=(-2, -1))
+        fit = mx.sum(sum_over_rows(weigh(w, rest * rest)), axis=-1)
     if l2 is None:
         return fit
     with on_cpu():
