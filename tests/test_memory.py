@@ -1,4 +1,7 @@
-"""Memory stays flat over training steps through a fit, and nothing of a step is held once it is done."""
+"""Memory stays flat over training steps through a fit, and nothing of a step is held once it is done.
+
+(Compiled steps: test_transforms.py.)
+"""
 
 import gc
 import weakref
@@ -19,7 +22,7 @@ FITS = {
 }
 
 
-def training(fit, compiled=False):
+def training(fit):
     """A step of training a network through ``fit`` on one half of a batch, with the loss on the other."""
     mx.random.seed(0)
     x, y = gaussian((64, 8), mx.float32), gaussian((64, 3), mx.float32, 1)
@@ -36,8 +39,6 @@ def training(fit, compiled=False):
         optimizer.update(model, grads)
         return value
 
-    step = mx.compile(step, inputs=state, outputs=state) if compiled else step
-
     def run(steps):
         for _ in range(steps):
             mx.eval(step(), state)
@@ -52,12 +53,6 @@ def test_training_steps(fit):
     run = training(fit)
     before = run(5)
     assert run(100) <= before
-
-
-def test_compiled_training_steps():
-    run = training(FITS["ridge"], compiled=True)
-    before = run(5)
-    assert run(200) <= before
 
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

@@ -46,17 +46,22 @@ def test_default_cutoff(dtype, eps):
 def test_diagnosis(shape, dtype):
     s = np.array([4.0, 2.0, 1.0, 0.5])
     a = array(np.stack([with_values(*shape, s), with_values(*shape, s[:2])]), dtype)
-    for fn in (diagnose, mx.compile(diagnose)):
-        d = fn(a)
-        assert np.array_equal(np.array(d.rank), [4, 2])
-        np.testing.assert_allclose(np.array(d.cond), [8.0, 2.0], rtol=1e-5)
-        np.testing.assert_allclose(np.array(d.gap), [1.0, 1.0], atol=1e-6)
-        np.testing.assert_allclose(np.array(d.s_max), [4.0, 4.0], rtol=1e-5)
-        assert np.all(np.array(d.finite))
+    d = diagnose(a)
+    assert np.array_equal(np.array(d.rank), [4, 2])
+    np.testing.assert_allclose(np.array(d.cond), [8.0, 2.0], rtol=1e-5)
+    np.testing.assert_allclose(np.array(d.gap), [1.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(np.array(d.s_max), [4.0, 4.0], rtol=1e-5)
+    assert np.all(np.array(d.finite))
     d = diagnose(a, rtol=0.3)
     assert np.array_equal(np.array(d.rank), [2, 2])
     np.testing.assert_allclose(np.array(d.gap), [0.5, 1.0], rtol=1e-5)
     np.testing.assert_allclose(np.array(d.cond), [2.0, 2.0], rtol=1e-5)
+
+
+def test_diagnosis_in_a_compiled_graph():
+    a = gaussian((3, 5, 2), mx.float32)
+    for got, want in zip(mx.compile(lambda a: list(diagnose(a)))(a), diagnose(a), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

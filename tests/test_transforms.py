@@ -267,11 +267,18 @@ def test_a_compiled_training_step_with_captured_state():
             return value
 
         step = mx.compile(step, inputs=state, outputs=state) if compiled else step
-        losses = []
-        for _ in range(5):
-            losses.append(step(x, y))
-            mx.eval(state, losses)
-        return np.array(mx.stack(losses)), numpy(model.layers[0].weight)
+        def run(steps):
+            losses = []
+            for _ in range(steps):
+                losses.append(step(x, y).item())
+                mx.eval(state)
+            return np.array(losses)
+
+        losses, weight = run(5), numpy(model.layers[0].weight)
+        memory = mx.get_active_memory()
+        run(50)
+        assert mx.get_active_memory() <= memory
+        return losses, weight
 
     (losses, weight), (compiled_losses, compiled_weight) = trained(False), trained(True)
     assert losses[-1] < losses[0]
