@@ -76,7 +76,8 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
 
     @f.vmap
     def _vmap(args, axes):
-        size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
+        # MLX hands on some mapped arguments with 1 along their axis, where a `where` would broadcast them.
+        size = max(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
         with on_cpu():
             *args, value = _to_front(args, axes, cores)
             return f(*args, mx.broadcast_to(value, (size, *value.shape[1:]))), 0

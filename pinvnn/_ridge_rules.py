@@ -51,7 +51,7 @@ def _denominator(inverse: Inverse, l2, shape):
     noise = 4 * shape[-1] * _dtypes.eps(mx.float64) * s[..., :1, :] ** 2
     singular = mx.any(f.kept == 0, axis=-1)[..., None, None] & (l2 <= noise)
     if inverse.route == "dual":
-        singular = l2 <= 0  # m < n: without a penalty there is no unique solution
+        singular = singular | (l2 <= 0)  # m < n: without a penalty there is no unique solution
     return mx.where(singular, nan, 1 / (s * s + l2))
 
 
