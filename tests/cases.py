@@ -1,7 +1,10 @@
 """What the tests of the functions share: shapes, matrices, and closeness relative to the largest entry."""
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import numpy as np
+import pytest
 
 DTYPES = [mx.float32, mx.float64, mx.complex64]
 SHAPES = {"tall": (6, 3), "wide": (3, 6), "square": (4, 4), "column": (5, 1), "row": (1, 5), "one": (1, 1)}
@@ -9,6 +12,19 @@ EMPTY = [(0, 3), (3, 0), (0, 0), (0, 4, 3), (2, 0, 3), (2, 3, 0)]
 
 # Relative error allowed to a value; the inputs have condition numbers near 10.
 RTOL = {mx.float64: 1e-13, mx.float32: 3e-6, mx.complex64: 3e-6, mx.float16: 4e-3, mx.bfloat16: 3e-2}
+
+
+@pytest.fixture(autouse=True)
+def float64_on_the_cpu(request):
+    """Import it into a test module: its tests of float64, and those without a dtype, stand on the CPU.
+
+    What a test does itself with float64 arrays (take a row, say) MLX refuses on a GPU, and its transforms copy them to
+    the default device.
+    """
+    parameters = getattr(request.node, "callspec", None)
+    dtype = mx.float64 if parameters is None else parameters.params.get("dtype", mx.float64)
+    with mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext():
+        yield
 
 
 def array(x, dtype=mx.float32):

@@ -6,7 +6,19 @@ import pytest
 
 from pinvnn import lstsq, pinv, ridge
 from pinvnn.testing import adjoint_check, gradcheck, random_matrix
-from tests.cases import DTYPES, array, close, deficient, gaussian, norm_error, numpy, parts, real, with_values
+from tests.cases import (
+    DTYPES,
+    array,
+    close,
+    deficient,
+    float64_on_the_cpu,  # noqa: F401
+    gaussian,
+    norm_error,
+    numpy,
+    parts,
+    real,
+    with_values,
+)
 
 RTOL = 5e-7  # of finite differences in float64, relative to the largest entry of a gradient
 

@@ -13,6 +13,7 @@ from tests.cases import (
     close,
     deficient,
     error,
+    float64_on_the_cpu,  # noqa: F401
     gaussian,
     norm_error,
     numpy,

@@ -14,6 +14,7 @@ from tests.cases import (
     close,
     deficient,
     error,
+    float64_on_the_cpu,  # noqa: F401
     gaussian,
     hilbert,
     norm_error,

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from pinvnn import lstsq, matrix_rank, null_space, orth, penrose_residuals, pinv, ridge
 from pinvnn.testing import strategies
-from tests.cases import array, numpy, real
+from tests.cases import (
+    array,
+    float64_on_the_cpu,  # noqa: F401
+    numpy,
+    real,
+)
 
 settings.register_profile("pinvnn", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("pinvnn")

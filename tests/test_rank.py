@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from pinvnn import diagnose, lstsq, matrix_rank, null_space, orth, pinv
-from tests.cases import DTYPES, array, deficient, gaussian, hilbert, numpy, with_values
+from tests.cases import (
+    DTYPES,
+    array,
+    deficient,
+    float64_on_the_cpu,  # noqa: F401
+    gaussian,
+    hilbert,
+    numpy,
+    with_values,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

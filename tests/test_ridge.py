@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 
 from pinvnn import lstsq, ridge
-from tests.cases import DTYPES, RTOL, array, close, deficient, gaussian, norm_error, numpy, real, with_values
+from tests.cases import (
+    DTYPES,
+    RTOL,
+    array,
+    close,
+    deficient,
+    float64_on_the_cpu,  # noqa: F401
+    gaussian,
+    norm_error,
+    numpy,
+    real,
+    with_values,
+)
 
 NAN, INF = float("nan"), float("inf")
 PENALTIES = {"number": (), "target": (2,), "feature": ("n", 1), "each": ("n", 2)}

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from pinvnn import null_space, orth, penrose_residuals, pinv
-from tests.cases import DTYPES, array, close, deficient, gaussian, numpy, with_values
+from tests.cases import (
+    DTYPES,
+    array,
+    close,
+    deficient,
+    float64_on_the_cpu,  # noqa: F401
+    gaussian,
+    numpy,
+    with_values,
+)
 
 TOL = {mx.float32: 1e-6, mx.float64: 1e-13, mx.complex64: 3e-6}
 

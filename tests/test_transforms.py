@@ -13,7 +13,16 @@ import pytest
 
 from pinvnn import diagnose, lstsq, matrix_rank, pinv, ridge
 from pinvnn.testing import transform_check
-from tests.cases import DTYPES, array, close, error, gaussian, numpy, real
+from tests.cases import (
+    DTYPES,
+    array,
+    close,
+    error,
+    float64_on_the_cpu,  # noqa: F401
+    gaussian,
+    numpy,
+    real,
+)
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
@@ -145,10 +154,9 @@ GRID = [(f, s, d) for d in DTYPES for f in FUNCTIONS for s in SHAPES]
 @pytest.mark.parametrize(("name", "shape", "dtype"), GRID)
 def test_transforms(name, shape, dtype):
     fn, args = arguments(name, shape, dtype)
-    with mx.stream(mx.cpu):
-        check_derivatives(Cell(fn, args), RTOL[dtype])
-        check_vmap(Cell(fn, args), RTOL[dtype])
-        check_checkpoint(Cell(fn, args), RTOL[dtype])
+    check_derivatives(Cell(fn, args), RTOL[dtype])
+    check_vmap(Cell(fn, args), RTOL[dtype])
+    check_checkpoint(Cell(fn, args), RTOL[dtype])
 
 
 def check_derivatives(cell, rtol):
@@ -228,22 +236,20 @@ COMPILED = [
 def test_compile(name, shape, dtype, order):
     """Compiled once, called with two sets of values: no value may have been baked in."""
     fn, args = arguments(name, shape, dtype)
-    with mx.stream(mx.cpu):
-        cell = Cell(fn, args)
-        compiled = mx.compile(cell.orders[order])
-        for point in (args, arguments(name, shape, dtype, seed=5)[1]):
-            agree(compiled(*point), cell.orders[order](*point), RTOL[dtype], f"compiled {order}")
+    cell = Cell(fn, args)
+    compiled = mx.compile(cell.orders[order])
+    for point in (args, arguments(name, shape, dtype, seed=5)[1]):
+        agree(compiled(*point), cell.orders[order](*point), RTOL[dtype], f"compiled {order}")
 
 
 def test_compile_nested_with_the_other_transforms():
     fn, args = arguments("pinv", "tall", mx.float32)
-    with mx.stream(mx.cpu):
-        cell = Cell(fn, args)
-        mapped, rows = batches(args, (0,))
-        agree(mx.vmap(mx.compile(cell.gradients))(*mapped), stacked(cell.gradients, rows), 2e-3, "vmap of compile")
-        agree(mx.compile(mx.vmap(cell.gradients))(*mapped), stacked(cell.gradients, rows), 2e-3, "compile of vmap")
-        agree(gradients(mx.compile(cell.loss))(*args), cell.gradients(*args), 2e-3, "gradient of compile")
-        agree(mx.compile(gradients(mx.checkpoint(cell.loss)))(*args), cell.gradients(*args), 2e-3, "with checkpoint")
+    cell = Cell(fn, args)
+    mapped, rows = batches(args, (0,))
+    agree(mx.vmap(mx.compile(cell.gradients))(*mapped), stacked(cell.gradients, rows), 2e-3, "vmap of compile")
+    agree(mx.compile(mx.vmap(cell.gradients))(*mapped), stacked(cell.gradients, rows), 2e-3, "compile of vmap")
+    agree(gradients(mx.compile(cell.loss))(*args), cell.gradients(*args), 2e-3, "gradient of compile")
+    agree(mx.compile(gradients(mx.checkpoint(cell.loss)))(*args), cell.gradients(*args), 2e-3, "with checkpoint")
 
 
 def test_a_compiled_training_step_with_captured_state():
@@ -277,7 +283,7 @@ def test_a_compiled_training_step_with_captured_state():
         losses, weight = run(5), numpy(model.layers[0].weight)
         memory = mx.get_active_memory()
         run(50)
-        assert mx.get_active_memory() <= memory
+        assert mx.get_active_memory() < memory + 1000  # less than one array a step
         return losses, weight
 
     (losses, weight), (compiled_losses, compiled_weight) = trained(False), trained(True)
