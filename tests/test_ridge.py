@@ -94,6 +94,14 @@ def test_a_singular_system_is_nan(shape, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["primal", "dual"])
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
+def test_a_penalty_below_the_noise_is_none(shape, method, dtype):
+    a, b = deficient(shape, 2, dtype), gaussian((shape[0], 2), dtype, 1)
+    assert np.all(np.isnan(numpy(ridge(a, b, 1e-30, method=method))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_only_a_singular_target_is_nan(dtype):
     a, b = deficient((7, 4), 2, dtype), gaussian((7, 2), dtype, 1)
     l2 = mx.array([0.0, 1.0])

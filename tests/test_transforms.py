@@ -206,6 +206,16 @@ def check_checkpoint(cell, rtol):
     agree(through(*mapped), stacked(cell.gradients, rows), rtol, "gradient of vmap of checkpoint")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vmap_over_a_cutoff(dtype):
+    a, b, cuts = gaussian((4, 3), dtype), gaussian((4, 2), dtype, 1), array([0.0, 0.5, 0.9])
+    for fn in (lambda r: pinv(a, rtol=r), lambda r: lstsq(a, b, atol=r).solution, lambda r: matrix_rank(a, rtol=r)):
+        agree([mx.vmap(fn)(cuts)], [mx.stack([fn(cuts[i]) for i in range(3)])], RTOL[dtype], "vmap")
+    batch = mx.stack([a, a * 0.5, a * 2])
+    both = mx.vmap(lambda a, r: pinv(a, rtol=r))(batch, cuts)
+    agree([both], [mx.stack([pinv(batch[i], rtol=cuts[i]) for i in range(3)])], RTOL[dtype], "vmap of both")
+
+
 @pytest.mark.parametrize("name", ["pinv truncated", "weighted", "ridge by feature"])
 def test_all_nestings(name):
     """The public check, with every nesting that it knows but those of compile."""
