@@ -130,8 +130,6 @@ def pinvnn_worker():
 
     import pinvnn
 
-    mx.set_default_device(mx.cpu)  # for the loss around it; pinvnn places itself
-
     def float64(x):
         return mx.array(x, dtype=mx.float64)
 
@@ -276,6 +274,10 @@ def work(library):
     except ImportError as error:
         print(json.dumps({"missing": str(error)}))
         return
+    if library == "pinvnn":
+        import mlx.core as mx
+
+        mx.set_default_device(mx.cpu)  # for the loss around it, in float64; pinvnn places itself
     found = []
     for key, task in tasks():
         truth = true_gradient(task) if key[0] == "gradient" else [np.array(true_curvature(task))]
