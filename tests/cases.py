@@ -50,6 +50,11 @@ def gaussian(shape, dtype=mx.float64, seed=0):
     return array(x + 1j * rng.standard_normal(shape) if dtype == mx.complex64 else x, dtype)
 
 
+def positive(shape, dtype=mx.float64, seed=3):
+    """Weights or penalties between 1/2 and 2."""
+    return array(np.random.default_rng(seed).uniform(0.5, 2, shape), dtype)
+
+
 def deficient(shape, rank, dtype=mx.float64, seed=0):
     """A product of two Gaussian matrices."""
     rng = np.random.default_rng(seed)
@@ -72,6 +77,12 @@ def hilbert(n):
     return 1.0 / (1 + i[:, None] + i[None, :])
 
 
+def gradients(loss, args):
+    """With respect to each of ``args``, as a list even if there is one."""
+    grads = mx.grad(loss, list(range(len(args))))(*args)
+    return list(grads) if len(args) > 1 else [grads]
+
+
 def error(got, want):
     """Largest difference, relative to the largest entry of ``want``; inf where only one of them is finite."""
     got, want = (numpy(x) if isinstance(x, mx.array) else np.asarray(x) for x in (got, want))
@@ -91,13 +102,6 @@ def norm_error(got, want):
     """Difference in the Frobenius norm, relative to that of ``want``."""
     got, want = numpy(got), numpy(want)
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
-
-
-def embed(x):
-    """[[Re, -Im], [Im, Re]] of the last two dimensions, as a differentiable function of float64 (re, im)."""
-    re, im = x
-    with mx.stream(mx.cpu):
-        return mx.concatenate([mx.concatenate([re, -im], -1), mx.concatenate([im, re], -1)], -2)
 
 
 def parts(x):
