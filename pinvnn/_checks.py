@@ -16,6 +16,7 @@ from ._place import astype
 METHODS = {
     "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
     "svd": "real input: a singular value decomposition in float64",
+    "cholesky": "full rank: a Cholesky factor of the Gram matrix; NaN where that does not prove full rank",
 }
 
 
@@ -85,12 +86,10 @@ def penalty(name, l2, n, k, vector):
 
 def method(name, value, dtype):
     """Check the name of a route against what it can do."""
-    if value == "auto":
-        return "svd" if dtype == mx.float64 else "gram"
-    if value not in METHODS:
+    if value != "auto" and value not in METHODS:
         names = ", ".join(["auto", *METHODS])
         fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
-    if (value == "gram") == (dtype == mx.float64) or (value == "svd" and dtype == mx.complex64):
+    if (value == "gram" and dtype == mx.float64) or (value == "svd" and dtype == mx.complex64):
         fail(name, f"method {value!r} is for {METHODS[value]}", f"{dtype}", "Use method='auto'.")
     return value
 

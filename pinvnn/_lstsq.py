@@ -3,13 +3,17 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
-from ._factor import Factor, adjoint_value, factor, gram_factor, h, solve_value
+from ._blocks import h
+from ._factor import Factor, factor, gram_factor
+from ._full_rank import certified_inverse, full_rank
 from ._pinv import rank
 from ._place import astype, large, on_cpu
 from ._products import gram, sum_over_rows, weigh
 from ._rules import attach_adjoint, attach_solve
 from ._spectral import eigenvalues, inverse
+from ._square_rules import solve_square
 from ._types import LstsqResult
+from ._values import adjoint_value, solve_value
 
 
 def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
@@ -102,14 +106,20 @@ def _solve(a, b, w, rtol, atol, method, whole):
     m, n = a.shape[-2:]
     flat = a if w is not None or m >= n else h(a)
     f, left = factor(flat, w, rtol, atol, method)
+    ranks, s = rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
     if b.shape[-1] == 0:
-        x = mx.zeros((*whole, n, 0), a.dtype)
-    elif flat is not a:
-        x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
-    else:
-        w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-        x = attach_solve(a, b, w, f, solve_value(a, b, w, f, left))
-    return x, rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
+        return mx.zeros((*whole, n, 0), a.dtype), ranks, s
+    # Full rank that is certain needs no singular vectors. Those above are not computed unless they are asked for.
+    if method == "auto" and w is None and (inverse := certified_inverse(a, rtol, atol)) is not None:
+        return solve_square(a, b, inverse, exact=a.dtype == mx.float64), mx.full(ranks.shape, n, mx.int32), s
+    if known := full_rank(flat, rtol, atol, w, b if flat is a else None, method):
+        f, left = known.factor, None
+        ranks = ranks if method == "cholesky" else mx.full(ranks.shape, min(m, n), mx.int32)
+    if flat is not a:
+        return attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left)), ranks, s
+    w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
+    value = solve_value(*known[1:5], f) if known else solve_value(a, b, w, None, f, left)
+    return attach_solve(a, b, w, f, value), ranks, s
 
 
 def _singular_values(a, w, f: Factor):

@@ -8,8 +8,10 @@ of two r = 1 / |A| keeps float32 from over- and underflowing at scales of 1e30.
 import mlx.core as mx
 
 from ._attach import attach, attach_like
+from ._blocks import cross, embed, h, same_batch, stack, times, times_and_residual, unstack
+from ._blocks import residual as residual_by_blocks
 from ._dtypes import real
-from ._factor import Factor, cross, embed, h, stack, times, unstack
+from ._factor import Factor
 from ._place import astype, large, on_cpu
 
 
@@ -45,7 +47,14 @@ def product(a, x, r):
 
 def residual(b, a, x, r):
     """``b - A x`` for stacked float64 ``x``: exact only if it is not rounded before the difference is taken."""
-    return _residual(b, a, x, r) if _on_gpu(a) else _exact_residual(b, a, x, r, times(a, x, b))
+    return _residual(b, a, x, r) if _on_gpu(a) else _exact_residual(b, a, x, r, residual_by_blocks(a, b, x))
+
+
+def product_and_residual(a, z, b, x, r):
+    """``[A z | b - A x]`` (..., m, 2k): both of the above in one pass over ``a``."""
+    if _on_gpu(a):
+        return _product_and_residual(a, z, b, x, r)
+    return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x))
 
 
 def cross_product(a, b, r):
@@ -71,6 +80,12 @@ def _residual(b, a, x, r):
         return b - ax
 
 
+def _product_and_residual(a, z, b, x, r):
+    parts = [product(a, z, r), residual(b, a, x, r)]
+    with large(a.dtype):
+        return mx.concatenate(same_batch(*parts), axis=-1)
+
+
 def _cross_product(a, b, r):
     r = astype(r, real(a.dtype))
     with large(a.dtype):
@@ -85,6 +100,7 @@ def _exact_cross(a, b, r):
 
 _exact_product = attach_like(_product, 2, (2, 2, 2, 2))
 _exact_residual = attach_like(_residual, 3, (2, 2, 2, 2, 2))
+_exact_product_and_residual = attach_like(_product_and_residual, 4, (2, 2, 2, 2, 2, 2))
 _exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
 
 

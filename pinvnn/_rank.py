@@ -19,7 +19,7 @@ def cutoff(s_max, shape: tuple[int, int], dtype: mx.Dtype, rtol=None, atol=None)
     """``max(atol, rtol * s_max)``: what is at or below it is dropped. ``atol`` without ``rtol`` means ``rtol = 0``."""
     if rtol is None:
         rtol = default_rtol(*shape, dtype) if atol is None else 0.0
-    floor = rtol * s_max
+    floor = s_max * rtol
     return floor if atol is None else mx.maximum(floor, atol)
 
 

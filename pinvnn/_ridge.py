@@ -3,9 +3,12 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
-from ._factor import Factor, cholesky_factor, cross, embed, factor, gram_factor, stack, unstack
+from ._blocks import crosses, embed, same_batch, stack, unstack
+from ._eager import detached
+from ._factor import Factor, factor, gram_factor, non_negative
+from ._full_rank import certain, cholesky_factor, corrected
 from ._place import astype, large, on_cpu
-from ._ridge_rules import Inverse, attach_ridge, gram_normal, solution
+from ._ridge_rules import Inverse, Known, attach_ridge, gram_normal, solution
 
 _METHODS = ("auto", "primal", "dual")
 
@@ -121,38 +124,59 @@ def _real_ridge(a, b, l2, w, route):
 
 def _solve(a, b, l2, w, route, entries):
     """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
-    inverse, left = _inverse(a, w, l2, route, entries)
-    value = solution(inverse, a, b, w, l2, left)
+    inverse, known = _inverse(a, w, l2, route, entries, b)
+    value = solution(inverse, a, b, w, l2, known)
     ones = mx.ones((1,), a.dtype) if w is None else w
     return attach_ridge(a, b, ones, l2, inverse, value)
 
 
-def _inverse(a, w, l2, route, entries):
-    """The constants of R = (A^T D A + L)^-1, and left singular vectors where the factorization was an SVD."""
+def _inverse(a, w, l2, route, entries, b=None):
+    """The constants of R = (A^T D A + L)^-1, and what else is known then and :func:`solution` can use."""
     with on_cpu():
-        if w is not None:
-            w = mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
+        w = non_negative(w)
         driver = "svd" if entries == mx.float64 else "gram"
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
             f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
-            return Inverse(f, route), None
+            return Inverse(f, route), Known()
+        if l2.shape[-1] == 1 and (route == "shared" or entries == mx.float64):
+            certain = _certain_inverse(a, w, l2, entries, b)
+            if certain is not None:
+                return certain
         if route == "shared":
             f, left = factor(a, w, method=driver, entries=entries)
-            return Inverse(f, route), left
-        return _feature_inverse(a, w, l2, entries)
+            return Inverse(f, route), Known(left)
+        if entries == mx.float64:
+            return _augmented_inverse(a, w, l2)
+        gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
+        return _gram_inverse(gram, l2, entries, a.shape[-2]), Known(None, *rhs)
 
 
-def _feature_inverse(a, w, l2, entries):
-    """One factorization per target of [sqrt(w) A; sqrt(L)], ``(..., k or 1, n, n)``."""
-    if entries != mx.float64:
-        return _gram_inverse(cross(a, a, w), l2, entries, a.shape[-2]), None
+def _certain_inverse(a, w, l2, entries, b):
+    """By a Cholesky factor of K + L, where the values show that it will do; else, and where they must not be looked at,
+    None.
+    """
+    known = detached(a, w, l2, b)
+    if known is None:
+        return None
+    a, w, l2, b = known
+    gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
+    found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, a.shape[-1]), entries)
+    if not certain(found, a.shape[-2:], entries):
+        return None
+    f = found.factor
+    if entries == mx.float64:
+        f, *_ = corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], mx.swapaxes(l2, -1, -2))
+    return Inverse(f, "feature"), Known(None, *rhs)
+
+
+def _augmented_inverse(a, w, l2):
+    """In float64, one factorization per target of [sqrt(w) A; sqrt(L)], ``(..., k or 1, n, n)``."""
     rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
     extra = mx.sqrt(_diagonal(l2, a.shape[-1]))
-    batch = mx.broadcast_shapes(rows.shape[:-2], extra.shape[:-2])
-    parts = [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (rows, extra)]
+    parts = same_batch(rows, extra)
     f, left = factor(mx.concatenate(parts, axis=-2), method="svd")
-    return Inverse(_judge(f, l2), "feature"), left
+    return Inverse(_judge(f, l2), "feature"), Known(left)
 
 
 def _gram_inverse(gram, l2, entries, m):
@@ -160,12 +184,13 @@ def _gram_inverse(gram, l2, entries, m):
     the condition number decides, to within the accuracy of its estimate.
     """
     n = gram.shape[-1]
-    f, cond = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
+    found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
+    f = found.factor
     noise = 4 * n * _dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
-    deficient = cond >= n**0.5 / _rank.default_rtol(m, n, entries) ** 2
-    singular = deficient & (mx.min(l2, axis=-2) <= noise)
-    kept = mx.where(singular[..., None], mx.zeros_like(f.kept), f.kept)
-    return Inverse(f._replace(kept=mx.stop_gradient(kept)), "feature")
+    deficient = found.most >= found.least * (n / _rank.default_rtol(m, n, entries) ** 2)
+    singular = ~found.sound | (deficient & (mx.min(l2, axis=-2) <= noise))
+    v = f.v * mx.where(singular, mx.array(float("nan"), mx.float64), 1.0)[..., None, None]
+    return Inverse(f._replace(v=mx.stop_gradient(v)), "feature")
 
 
 def _diagonal(l2, n):

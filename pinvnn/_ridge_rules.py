@@ -20,9 +20,11 @@ import mlx.core as mx
 
 from . import _dtypes
 from ._attach import attach
-from ._factor import CORES, Factor, cross
+from ._blocks import cross, same_batch
+from ._blocks import residual as exact_residual
+from ._factor import CORES, Factor
 from ._place import astype, large, on_cpu
-from ._products import product, residual
+from ._products import product_and_residual, residual
 
 
 class Inverse(NamedTuple):
@@ -30,11 +32,18 @@ class Inverse(NamedTuple):
 
     "shared": ``V diag(1 / (s^2 + r^2 l2_t)) V^T r^2`` with the V of A, for l2 that is the same for all features.
     "dual": the same with the V of A^T, for l2 > 0.
-    "feature": ``V diag(1 / s^2) V^T r^2`` with a V of A^T D A + L_t itself, one ``(..., n, n)`` or ``(..., k, n, n)``.
+    "feature": ``V diag(1 / s^2) V^T r^2`` with a V of A^T D A + L_t itself, ``(..., 1 or k, n, n)``.
     """
 
     f: Factor
     route: str
+
+
+class Known(NamedTuple):
+    """What a factorization leaves behind for the solution: left singular vectors of an SVD, A^T D b, or neither."""
+
+    left: mx.array | None = None
+    rhs: mx.array | None = None
 
 
 def _t(x):
@@ -44,6 +53,8 @@ def _t(x):
 def _denominator(inverse: Inverse, l2, shape):
     """1 / (s^2 + r^2 l2), ``(..., n, k)``; NaN for a target whose system is singular to working precision."""
     f = inverse.f
+    if f.full:
+        return mx.array(1.0, mx.float64)
     s, nan = f.s[..., None], mx.array(float("nan"), mx.float64)
     if inverse.route == "feature":
         return mx.where(f.kept[..., None] > 0, 1 / (s * s), nan)
@@ -55,13 +66,15 @@ def _denominator(inverse: Inverse, l2, shape):
     return mx.where(singular, nan, 1 / (s * s + l2))
 
 
-def _columns(inverse: Inverse, x):
-    """Columns as a batch where every target has a matrix of its own."""
-    return _t(x)[..., None] if inverse.route == "feature" else x
-
-
-def _uncolumns(inverse: Inverse, x):
-    return _t(x[..., 0]) if inverse.route == "feature" else x
+def _vectors(inverse: Inverse, d, x):
+    """``V diag(d) V^T x``, or for targets with matrices of their own that of each column."""
+    v = inverse.f.v
+    if inverse.route == "feature" and v.shape[-3] == 1:
+        v, d = v[..., 0, :, :], d if d.ndim == 0 else d[..., 0, :, :]
+    elif inverse.route == "feature":
+        return _t((v @ (d * (_t(v) @ _t(x)[..., None])))[..., 0])
+    y = _t(v) @ x
+    return v @ (y if inverse.f.full else d * y)
 
 
 def apply(inverse: Inverse, a, w, l2, x):
@@ -69,14 +82,15 @@ def apply(inverse: Inverse, a, w, l2, x):
     with on_cpu():
         f, d = inverse.f, _denominator(inverse, l2, a.shape)
         if inverse.route != "dual":
-            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ _columns(inverse, x))))
+            return _vectors(inverse, d, x)
         root = mx.sqrt(w)[..., None] * f.r
         inner = f.v @ (d * (_t(f.v) @ (root * (a @ x))))
         return (x - _t(a) @ (root * inner)) / (l2 * f.r * f.r)
 
 
-def solution(inverse: Inverse, a, b, w, l2, left=None):
-    """The constant ``W``, float64; ``left`` are the left singular vectors of a factorization by SVD."""
+def solution(inverse: Inverse, a, b, w, l2, known=None):
+    """The constant ``W``, float64."""
+    left, rhs = known or Known()
     with on_cpu():
         f = inverse.f
         d = _denominator(inverse, l2, a.shape)
@@ -84,12 +98,16 @@ def solution(inverse: Inverse, a, b, w, l2, left=None):
         if inverse.route == "dual":
             inner = f.v @ (d * (_t(f.v) @ (root * b))) * f.r * f.r
             return _t(a) @ (root * inner)
+        r = _r(inverse)
         if left is None:
-            right = _columns(inverse, cross(a, b, w))
-            return _uncolumns(inverse, f.v @ (d * (_t(f.v) @ right)) * f.r * f.r)
-        right = _columns(inverse, root * b)
-        u = left[..., : a.shape[-2], :]
-        return _uncolumns(inverse, f.v @ (d * f.s[..., None] * (_t(u) @ right)) * f.r)
+            x = _vectors(inverse, d, cross(a, b, w) if rhs is None else rhs) * (r * r)
+            if f.full and a.dtype == mx.float64:  # once more, for what the right-hand side has lost to its sums
+                x = x + _vectors(inverse, d, cross(a, exact_residual(a, b, x), w) - l2 * x) * (r * r)
+            return x
+        right, u = root * b, left[..., : a.shape[-2], :]
+        if inverse.route == "feature":
+            return _t((f.v @ (d * f.s[..., None] * (_t(u) @ _t(right)[..., None])))[..., 0]) * r
+        return f.v @ (d * f.s[..., None] * (_t(u) @ right)) * r
 
 
 def normal(a, w, l2, x, inverse: Inverse):
@@ -151,12 +169,14 @@ def _build(route):
             zr = normal(a, w, l2, bar, inverse(hints)) * r
             l2_bar = -zr * (x * r)
             one = mx.max(r, axis=-1, keepdims=True)
-            az, rest = product(a, zr, one), residual(b, a, x, one)
+            both = product_and_residual(a, zr, b, x, one)
             zr, narrow, r = zr.astype(a.dtype), x.astype(a.dtype), r.astype(a.dtype)
         with large(a.dtype):
+            az, rest = mx.split(both, 2, axis=-1)
             az = az * r
-            b_bar = w[..., None] * az
-            return (w[..., None] * rest * r) @ _t(zr) - b_bar @ _t(narrow), b_bar, _sum_to(rest * az, w), l2_bar
+            left, right = [rest * r, -az], mx.concatenate(same_batch(zr, narrow), axis=-1)
+            a_bar = _weigh(w, mx.concatenate(left, axis=-1)) @ _t(right)
+            return a_bar, _weigh(w, az), _sum_to(rest * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
@@ -180,6 +200,11 @@ def _build(route):
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
         attach(ridge_vjp, ridge_jvp, (2, 2, 1, 2, *_cores(route), 2)),
     )
+
+
+def _weigh(w, x):
+    """``diag(w) x`` for weights of every row, or the one 1 that stands for none."""
+    return x if w.shape[-1] == 1 and x.shape[-2] != 1 else w[..., None] * x
 
 
 def _cores(route):

@@ -24,11 +24,22 @@ product so that none overflows at scales of 1e30. Small solutions are float64 un
 import mlx.core as mx
 
 from ._attach import attach, attach_like
+from ._blocks import embed, h, same_batch, stack, unembed, unstack
 from ._dtypes import real
-from ._factor import CORES, Factor, embed, h, reciprocal, stack, unembed, unstack
+from ._factor import CORES, Factor
 from ._place import astype, large, on_cpu
-from ._products import cross_product, gram, gram_tangent, product, real_dot, residual, weigh
+from ._products import (
+    cross_product,
+    gram,
+    gram_tangent,
+    product,
+    product_and_residual,
+    real_dot,
+    residual,
+    weigh,
+)
 from ._spectral import inverse, pull_back, split, split_weight, turn
+from ._values import reciprocal
 
 
 def _t(x):
@@ -46,13 +57,20 @@ def _pinv_vjp(p, g, a, *hints):
     f = Factor(*hints)
     k, r = gram(a, None, f), astype(f.r, real(a.dtype))
     with large(a.dtype):
-        t, ga = g @ h(p), (g * r) @ a
+        t, ga = g @ h(p), None if f.full else (g * r) @ a
     with on_cpu():
-        m = pull_back(k, embed(t), embed(ga) * f.r, f, real(a.dtype))
+        m = pull_back(k, embed(t), None if ga is None else embed(ga) * f.r, f, real(a.dtype))
         b = unembed(inverse(k, _eye_like(m), f) * f.r, a.dtype)
         m = unembed(m * f.r, a.dtype)
     with large(a.dtype):
-        return ((h(g) @ b + a @ m) * r,)
+        return (_sum_of_products(h(g), b, a, m) * r,)
+
+
+def _sum_of_products(a, b, c, d):
+    """``a b + c d``, the second product summed onto the first."""
+    if a.dtype == mx.complex64 or a.ndim > 2:
+        return a @ b + c @ d
+    return mx.addmm(a @ b, c, d)
 
 
 def _pinv_jvp(p, tangents, a, *hints):
@@ -105,24 +123,29 @@ def _solve_bars(x, bar, a, b, w, f: Factor):
     # sqrt(w) never enters, so that the gradient at weight 0 is finite and exact.
     k, dtype = gram(a, w, f), a.dtype
     with on_cpu():
-        z = inverse(k, bar, f) * f.r
+        zr = inverse(k, bar, f) * f.r
+        both = product_and_residual(a, zr, b, x, f.r)
+        zr, narrow, r = unstack(zr, dtype), unstack(x, dtype), f.r.astype(real(dtype))
+    am = None if f.full else _turned(a, b, w, k, x, bar, f)
+    with large(dtype):
+        az, rest = mx.split(both * r, 2, axis=-1)
+        # One product with twice the columns: a pass over A_bar less.
+        a_bar = mx.concatenate([rest, -az], axis=-1) @ h(mx.concatenate(same_batch(zr, narrow), axis=-1))
+        y = None if am is None else am * r
+        bars = weigh(w, a_bar if y is None else a_bar + y), weigh(w, az)
+        if w is None:
+            return bars
+        w_bar = real_dot(both[..., zr.shape[-1] :], az)
+        return *bars, w_bar if y is None else w_bar + real_dot(a, y) / 2
+
+
+def _turned(a, b, w, k, x, bar, f: Factor):
+    """``r A (D + D^T)``; in float64 if A is wide (and weighted), where it is no correction but half of the gradient."""
+    exact, dtype = a.shape[-2] < a.shape[-1], a.dtype
+    with on_cpu():
         right = cross_product(a, _weighed(w, b), f.r) * f.r
         wide = [embed(unstack(i, dtype)) if dtype == mx.complex64 else i for i in (bar, x, right)]
         t, g = wide[0] @ _t(wide[1]), wide[0] @ _t(wide[2])
-        az, rest = product(a, z, f.r), residual(b, a, x, f.r)
-        zr, x_h, r = unstack(z, dtype), h(unstack(x, dtype)), f.r.astype(real(dtype))
-    am = _turned(a, k, t, g, f)
-    with large(dtype):
-        y, az = am * r, az * r
-        a_bar = (rest * r) @ h(zr) - az @ x_h + y
-        bars = weigh(w, a_bar), weigh(w, az)
-        return bars if w is None else (*bars, real_dot(rest, az) + real_dot(a, y) / 2)
-
-
-def _turned(a, k, t, g, f: Factor):
-    """``r A (D + D^T)``; in float64 if A is wide (and weighted), where it is no correction but half of the gradient."""
-    exact = a.shape[-2] < a.shape[-1]
-    with on_cpu():
         m = turn(k, t, g, f, mx.float64 if exact else real(a.dtype)) * f.r
         if exact:
             return product(a, stack(unembed(m, a.dtype)) if a.dtype == mx.complex64 else m, f.r)
@@ -185,13 +208,16 @@ def _adjoint_vjp(x, bar, a, b, *hints):
     k = gram(a, None, f)
     with on_cpu():
         w_bar, hs = cross_product(a, bar, f.r), stack(b)
-        w, h_bar = inverse(k, hs, f) * f.r, inverse(k, w_bar, f) * f.r
-        wide = [embed(unstack(i, dtype)) if dtype == mx.complex64 else i for i in (w_bar, w, hs * f.r)]
-        m = unembed(turn(k, wide[0] @ _t(wide[1]), wide[0] @ _t(wide[2]), f, real(dtype)) * f.r, dtype)
+        w, h_bar, m = inverse(k, hs, f) * f.r, inverse(k, w_bar, f) * f.r, None
+        if not f.full:
+            wide = [embed(unstack(i, dtype)) if dtype == mx.complex64 else i for i in (w_bar, w, hs * f.r)]
+            m = unembed(turn(k, wide[0] @ _t(wide[1]), wide[0] @ _t(wide[2]), f, real(dtype)) * f.r, dtype)
         w, narrow, r = unstack(w, dtype), unstack(h_bar, dtype), f.r.astype(real(dtype))
     rest = residual(bar, a, h_bar, f.r)
     with large(dtype):
-        return (rest * r) @ h(w) - x @ h(narrow) + (a @ m) * r, narrow
+        left, right = same_batch(rest * r, -x), same_batch(w, narrow)
+        a_bar = mx.concatenate(left, axis=-1) @ h(mx.concatenate(right, axis=-1))
+        return a_bar if m is None else a_bar + (a @ m) * r, narrow
 
 
 def _adjoint_jvp(x, tangents, a, b, *hints):

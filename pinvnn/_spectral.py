@@ -19,8 +19,9 @@ K enters only as a handle that carries derivatives back to A (see ``_products.gr
 import mlx.core as mx
 
 from ._attach import attach, attach_like
-from ._factor import CORES, Factor, reciprocal, spectral
+from ._factor import CORES, Factor
 from ._place import large, on_cpu
+from ._values import inverse_value, reciprocal
 
 
 def _t(x):
@@ -30,12 +31,14 @@ def _t(x):
 def inverse(k, x, f: Factor):
     """``B x`` for ``x`` (..., n, j)."""
     with on_cpu():
-        return _inverse(k, x, *f, spectral(f, reciprocal(f, 2), x))
+        return _inverse(k, x, *f, inverse_value(f, x))
 
 
 def split(k, x, f: Factor):
     """``S(x)``, the kept-by-dropped block of ``x`` (..., n, n) over the differences of the eigenvalues."""
     with on_cpu():
+        if f.full:
+            return mx.zeros_like(x)
         return _split(k, x, *f, f.v @ (split_weight(f) * (_t(f.v) @ x @ f.v)) @ _t(f.v))
 
 
@@ -53,8 +56,12 @@ def pull_back(k, t, g, f: Factor, dtype):
 
     M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2
     digits when A_bar is large, where the caller has the product A_bar A^+ at hand. The products are summed in
-    ``dtype``: what they lose in float32, A @ M loses too.
+    ``dtype``: what they lose in float32, A @ M loses too. At full rank ``g`` is not read.
     """
+    if f.full:
+        with on_cpu():
+            bt = inverse(k, t, f)
+            return -(bt + _t(bt))
     with large(dtype):
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
     with on_cpu():

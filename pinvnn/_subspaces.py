@@ -3,7 +3,8 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes
-from ._factor import embed, factor, h, thin_svd, times, unembed
+from ._blocks import embed, h, times, unembed
+from ._factor import factor, thin_svd
 from ._pinv import rank
 from ._place import CPU, astype, on_cpu
 

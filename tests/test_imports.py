@@ -13,8 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "pinvnn"
 # A module may import from the rows above its own, and a package (testing, nn, ...) from itself. A new module goes here.
 ROWS = [
     "_backend _version _types _dtypes _place testing",
-    "_rank _attach _checks",
-    "_factor",
+    "_rank _attach _checks _blocks _eager",
+    "_factor _square_rules",
+    "_full_rank",
+    "_values",
     "_spectral _products",
     "_rules _ridge_rules",
     "_pinv _ridge",

@@ -11,13 +11,15 @@ import mlx.core as mx
 
 from .. import _dtypes
 from .._attach import attach, attach_like
-from .._factor import BLOCK, CORES, Factor, cross, factor, solve_value
+from .._blocks import BLOCK, cross
+from .._factor import CORES, Factor, factor
 from .._place import astype, large, on_cpu
 from .._products import gram
 from .._ridge import _inverse
 from .._ridge_rules import Inverse, attach_ridge, gram_normal, solution
 from .._rules import attach_solve
 from .._spectral import inverse, split
+from .._values import solve_value
 from ._problem import Problem
 
 
@@ -78,17 +80,17 @@ def fit(p: Problem) -> Fit:
 def _minimum_norm(p: Problem):
     """The kind of R, its factor, the solution, and its value in float64."""
     f, left = factor(p.a, p.w, entries=p.entries)
-    value = solve_value(p.a, p.b, p.w, f, left)
+    value = solve_value(p.a, p.b, p.w, None, f, left)
     return "truncated", f, attach_solve(p.a, p.b, p.w, f, value), value
 
 
 def _penalized(p: Problem, l2):
     kind = "feature" if l2.shape[-2] > 1 or p.entries != mx.float64 else "shared"
-    constants, left = _inverse(p.a, p.w, l2, kind, p.entries)
-    value = solution(constants, p.a, p.b, p.w, l2, left)
+    constants, known = _inverse(p.a, p.w, l2, kind, p.entries, p.b)
+    value = solution(constants, p.a, p.b, p.w, l2, known)
     with large(p.a.dtype):
         ones = mx.ones((1,), p.a.dtype) if p.w is None else p.w
-    return kind, constants.f, attach_ridge(p.a, p.b, ones, l2, constants, value), value
+    return constants.route, constants.f, attach_ridge(p.a, p.b, ones, l2, constants, value), value
 
 
 def _by_blocks(p: Problem, r, x):

@@ -131,8 +131,7 @@ class LeastSquaresReadout(nn.Module):
         """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
         x = features(type(self).__name__, "x", x, self._dims[0])
         with large(_dtypes.working(x, self.weight)):
-            x = x @ self.weight.T
-            return x + self.bias if "bias" in self else x
+            return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
 
     def fit(self, x, y, weights=None):
         """Solve for ``weight`` and ``bias``, store them, and return the layer. Eager: not for use in a transformation.
@@ -157,7 +156,7 @@ class LeastSquaresReadout(nn.Module):
             if not all_true(mx.isfinite(weight)):
                 rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
                 self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
-        self.weight = weight
+        self.weight = mx.contiguous(weight)  # as one that is read from a file: the last bit of a product depends on that
         if bias is not None:
             self.bias = bias
         return self

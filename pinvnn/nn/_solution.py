@@ -32,13 +32,13 @@ def smallest_objective(p: Problem):
     if route == "dual":
         with on_cpu():
             a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
-    inverse, left = _inverse(a, w, p.l2, route, p.entries)
-    x = solution(inverse, a, b, w, p.l2, left)
+    inverse, known = _inverse(a, w, p.l2, route, p.entries, b)
+    x = solution(inverse, a, b, w, p.l2, known)
     with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
         x = mx.stop_gradient(x)
     with large(a.dtype):
         ones = mx.ones((1,), a.dtype) if w is None else w
-    value = _envelopes[route](a, b, ones, p.l2, *inverse.f, x, _objective(a, b, w, p.l2, astype(x, a.dtype)))
+    value = _envelopes[inverse.route](a, b, ones, p.l2, *inverse.f, x, _objective(a, b, w, p.l2, astype(x, a.dtype)))
     with on_cpu() if route == "dual" else large(p.a.dtype):
         return value.astype(p.a.dtype)
 

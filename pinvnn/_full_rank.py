@@ -1,0 +1,205 @@
+"""Matrices of full rank: a Cholesky factor or an inverse in place of singular vectors, at a tenth of the work.
+
+Singular vectors are needed only to tell which singular values to drop, and where a bound proves that there are none any
+V with V V^T = (A^T A)^-1 serves the rules as well (``Factor.full``). The bounds come with the factor: with K = A^T A,
+
+    s_max^2 <= |K|_F,    s_min^2 >= 1 / tr K^-1 = 1 / |V|_F^2,
+
+and the digits that V has lost to the Gram matrix are those of sum_i K_ii (K^-1)_ii, a condition number that no scaling
+of columns changes (van der Sluis 1969, doi 10.1007/BF02165096).
+
+float64 input takes a second step: A V is orthonormal to cond(A)^2 eps, its own Gram matrix is near I, and the Cholesky
+factor of that corrects V to the accuracy of a QR (CholeskyQR2; Yamamoto, Nakatsukasa, Yanagisawa and Fukaya,
+Electron. Trans. Numer. Anal. 44 (2015), 306-326).
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import _dtypes, _rank
+from ._blocks import crosses, in_basis
+from ._eager import detached
+from ._factor import Factor, cholesky, gram_scale, non_negative, tolerance, tri_inv, whole
+from ._place import CPU, on_cpu
+
+# Largest loss to the Gram matrix, sum_i K_ii (K^-1)_ii, that is taken: what singular vectors lose, too, at condition
+# 1e6 from float32 (and nobody asks for more digits of such data); what a second step makes up for in float64.
+_LOSS = {mx.float32: 1e12, mx.float64: 1e11}
+# Largest condition number up to which an inverse by LU is taken.
+_CONDITION = 1e8
+
+
+class Cholesky(NamedTuple):
+    """A Cholesky factor of r^2 K, and what it says about the singular values of r A, each ``(...)``.
+
+    Attributes:
+        factor: A full :class:`Factor`.
+        sound: Whether K is positive definite, to working precision and finite; elsewhere V is meaningless.
+        least: At most the smallest singular value squared.
+        most: At least the largest one squared.
+        loss: sum_i K_ii (K^-1)_ii.
+    """
+
+    factor: Factor
+    sound: mx.array
+    least: mx.array
+    most: mx.array
+    loss: mx.array
+
+
+class Certified(NamedTuple):
+    """A full factor, and as constants the arrays that it was made from and what else is known then.
+
+    Attributes:
+        factor: The full :class:`Factor`.
+        a: ``(..., m, n)``.
+        b: Right-hand sides, or None.
+        w: Weights, or None.
+        rhs: A^H D b, stacked, or None.
+        left: In float64 Q, ``(..., m, n)``, and X, ``(..., n, n)``, with A^+ = X Q^T (without weights); else None.
+    """
+
+    factor: Factor
+    a: mx.array
+    b: mx.array | None
+    w: mx.array | None
+    rhs: mx.array | None
+    left: tuple[mx.array, mx.array] | None
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def cholesky_factor(gram, dtype) -> Cholesky:
+    """Factor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
+    with on_cpu():
+        n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
+        diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
+        r = gram_scale(diagonal, dtype)
+        diagonal = diagonal * (r * r)[..., 0]
+        # LAPACK stops at the first pivot that is not positive and leaves garbage behind it, without an error from MLX:
+        # it shows in the pivots or in the norms of the rows. NaN and Inf show there, too.
+        gram = gram * (r * r)
+        lower = cholesky(gram)
+        pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
+        rows = mx.sum(lower * lower, axis=-1)
+        # An inverse with a pivot 0 would raise.
+        v = _t(tri_inv(lower + eye * (pivots == 0)[..., None]))
+        inverse = mx.sum(v * v, axis=-1)
+        loss = mx.sum(diagonal * inverse, axis=-1)
+        sound = mx.all((pivots > 0) & (mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
+        sound = sound & (loss <= 1 / (n * _dtypes.eps(mx.float64)))
+        most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
+        bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, loss)
+        return Cholesky(full_factor(v, r), *map(mx.stop_gradient, bounds))
+
+
+def full_factor(v, r):
+    """The full :class:`Factor` of ``v`` (..., n, n) and ``r`` (..., 1, 1)."""
+    none = mx.zeros((*v.shape[:-2], 0), mx.float64)
+    return Factor(mx.stop_gradient(v), none, none, mx.stop_gradient(r))
+
+
+def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certified | None":
+    """A full factor of the tall ``a`` that keeps every singular value, or None where singular vectors are needed.
+
+    Args:
+        a: ``(..., m, n)`` with m >= n, not empty.
+        rtol: Relative cutoff, a number or an array over the batch, or None.
+        atol: Absolute cutoff, likewise.
+        w: Weights ``(..., m)`` or None.
+        b: Right-hand sides ``(..., m, k)`` or None.
+        method: "auto" looks at the values, where it may; "cholesky" does not, and its factor is NaN for a matrix for
+            which nothing is proved. Others get None.
+    """
+    if method not in ("auto", "cholesky") or a.shape[-2] < a.shape[-1]:
+        return None
+    eager = method == "auto"
+    with on_cpu():
+        if eager:
+            known = detached(a, b, w, rtol, atol)
+            if known is None:
+                return None
+            a, b, w, rtol, atol = known
+        w, rtol, atol = non_negative(w), tolerance(rtol), tolerance(atol)
+        gram, *rest = crosses(a, [a] if b is None else [a, b], w)
+        found = cholesky_factor(whole(gram), a.dtype)
+        f = found.factor
+        atol = None if atol is None else atol * f.r[..., 0, 0]
+        good = _good(found, a.shape[-2:], a.dtype, rtol, atol)
+        if not eager:
+            f = f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
+        elif not mx.all(good).item():
+            return None
+        left = None
+        if a.dtype == mx.float64:
+            f, *left = corrected(f, a, w)
+        return Certified(f, a, b, w, rest[0] if rest else None, left and tuple(left))
+
+
+def certain(found: Cholesky, shape, entries) -> bool:
+    """Whether every matrix of a batch is of full rank by the default cutoff, and its factor as good as any. Eager."""
+    return bool(mx.all(_good(found, shape, entries)).item())
+
+
+def corrected(f: Factor, a, w, l2=None):
+    """The full factor ``f`` of a float64 problem with the digits that its Gram matrix has lost.
+
+    Args:
+        f: Of A^T D A + L.
+        a: ``(..., m, n)``, float64.
+        w: Weights ``(..., m)`` or None.
+        l2: The diagonal of L, ``(..., n)``, or None.
+
+    Returns:
+        The factor, and the two of A^+ (see :class:`Certified`), which need not be used.
+    """
+    with on_cpu():
+        q, rest = in_basis(a, f.v * f.r, w)
+        if l2 is not None:
+            rest = rest + _t(f.v) @ ((l2[..., None] * f.r * f.r) * f.v)
+        turn = _t(tri_inv(cholesky(rest)))
+        v = f.v @ turn
+        return f._replace(v=mx.stop_gradient(v)), q, v @ _t(turn) * f.r
+
+
+def certified_inverse(a, rtol, atol) -> mx.array | None:
+    """The inverse, in float64, of square real ``a`` (..., n, n) if it keeps all its singular values, else None.
+
+    LU with partial pivoting: no Gram matrix, no digit lost to the square of the condition number. Looks at the values,
+    where it may.
+    """
+    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64 or not (known := detached(a, rtol, atol)):
+        return None
+    with on_cpu():
+        a, rtol, atol = known[0], *map(tolerance, known[1:])
+        wide = a.astype(mx.float64)
+        squares = mx.sum(wide * wide, axis=(-2, -1))
+        if not mx.all(mx.isfinite(squares) & (squares > 0)).item():
+            return None
+        inverse = mx.linalg.inv(wide, stream=CPU)
+        least, most = 1 / mx.sum(inverse * inverse, axis=(-2, -1)), squares
+        if a.dtype == mx.float32:  # whose cutoff is near enough for the bound to matter; 1 % is for the rounding of K
+            gram = _t(a) @ a
+            most = 1.01 * mx.sqrt(mx.sum(mx.square(gram), axis=(-2, -1))).astype(mx.float64)
+        limit = _rank.cutoff(mx.sqrt(most), a.shape[-2:], a.dtype, rtol, atol)
+        good = _above(least, limit) & (least * _CONDITION**2 > most)
+        try:
+            if mx.all(good).item():
+                return inverse
+        except RuntimeError:  # an exactly singular matrix
+            pass
+        return None
+
+
+def _good(found: Cholesky, shape, entries, rtol=None, atol=None):
+    """Whether the bounds show that no singular value is at or below the cutoff, and that V has the digits."""
+    limit = _rank.cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
+    return found.sound & (found.loss <= _LOSS[_dtypes.real(entries)]) & _above(found.least, limit)
+
+
+def _above(least, limit):
+    """Whether a squared singular value is above the cutoff, by more than the rounding of either."""
+    return least > 1.001 * limit * limit

@@ -1,0 +1,84 @@
+"""Values read off a factor: constants, which ``_attach`` gives their derivatives."""
+
+import mlx.core as mx
+
+from ._blocks import cross, h, residual, stack, times
+from ._factor import Factor
+from ._full_rank import Certified
+from ._place import large, on_cpu
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def reciprocal(f: Factor, power):
+    """``s**-power`` for the kept singular values of ``r A``, 0 for the others."""
+    on = f.kept > 0
+    s = mx.where(on, f.s, mx.ones_like(f.s))
+    return mx.where(on, 1 / (s * s if power == 2 else s), mx.zeros_like(f.s))
+
+
+def right_rows(f: Factor, power):
+    """``V diag(s**-power)`` over the kept singular values."""
+    return f.v if f.full else f.v * reciprocal(f, power)[..., None, :]
+
+
+def inverse_value(f: Factor, x):
+    """``B x``, the truncated inverse of the Gram matrix of ``r A`` times float64 ``x`` (..., n, k)."""
+    return right_rows(f, 2) @ (_t(f.v) @ x)
+
+
+def left_vectors(a, f: Factor):
+    """Left singular vectors ``(..., m, n)`` of the real ``a`` that ``f`` factors, 0 where the singular value is."""
+    with on_cpu():
+        unit = mx.where(f.s == 0, mx.zeros_like(f.s), 1 / mx.where(f.s == 0, mx.ones_like(f.s), f.s))
+        return times(a, f.v * unit[..., None, :] * f.r)
+
+
+def pinv_value(a, f: Factor, left=None):
+    """The pseudo-inverse ``(..., n, m)`` of the tall ``a`` that ``f`` factors, by its ``left`` vectors if given."""
+    if left is not None:
+        with on_cpu():
+            right = (right_rows(f, 1) * f.r).astype(left.dtype)
+        with large(left.dtype):
+            return right @ _t(left)
+    with on_cpu():
+        columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
+        inverse = right_rows(f, 2) @ _t(f.v[..., :columns, :])
+        return h(times(a, inverse * f.r * f.r))
+
+
+def known_pinv_value(known: Certified):
+    """The pseudo-inverse ``(..., n, m)`` of a tall matrix of full rank."""
+    with on_cpu():
+        if known.left is None:
+            return pinv_value(known.a, known.factor)
+        q, x = known.left
+        return x @ _t(q)
+
+
+def solve_value(a, b, w, rhs, f: Factor, left=None):
+    """``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, for the matrix that ``f`` factors.
+
+    ``rhs`` is A^H D b, stacked, if it is known.
+    """
+    with on_cpu():
+        if left is not None:
+            b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
+            return right_rows(f, 1) @ (_t(left) @ b) * f.r
+        x = inverse_value(f, cross(a, b, w) if rhs is None else rhs) * f.r * f.r
+        if f.full and a.dtype == mx.float64:  # the normal equations again, for what their right-hand side has lost
+            x = x + inverse_value(f, cross(a, residual(a, b, x), w)) * f.r * f.r
+        return x
+
+
+def adjoint_value(a, x, f: Factor, left=None):
+    """``pinv(a)^H x`` (..., m, k) for the tall ``a`` that ``f`` factors."""
+    with on_cpu():
+        if left is not None:
+            return (left @ (_t(right_rows(f, 1)) @ x) * f.r).astype(a.dtype)
+        y = times(a, inverse_value(f, stack(x)) * f.r * f.r)
+        if f.full and a.dtype == mx.float64:
+            y = y + times(a, inverse_value(f, x - cross(a, y)) * f.r * f.r)
+        return y
