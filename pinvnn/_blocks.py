@@ -70,13 +70,13 @@ def cross(a, b, w=None):
 def crosses(a, rights, w=None):
     """:func:`cross` of ``a`` with each of ``rights``, in one pass over ``a``."""
     with on_cpu():
-        totals = [mx.zeros((), mx.float64)] * len(rights)
+        totals: list[mx.array] = []
         for i in range(0, a.shape[-2], BLOCK):
             left = _halves(a[..., i : i + BLOCK, :])
             scale = None if w is None else w[..., i : i + BLOCK, None].astype(mx.float64)
-            for j, b in enumerate(rights):
-                right = left if a is b else _halves(b[..., i : i + BLOCK, :])
-                totals[j] = totals[j] + _t(left) @ (right if scale is None else right * scale)
+            parts = [left if a is b else _halves(b[..., i : i + BLOCK, :]) for b in rights]
+            parts = [_t(left) @ (right if scale is None else right * scale) for right in parts]
+            totals = [total + part for total, part in zip(totals, parts, strict=True)] if i else parts
         return [_folded(total) if a.dtype == mx.complex64 else total for total in totals]
 
 
@@ -102,16 +102,18 @@ def times(a, x):
     return _by_blocks(a, x, lambda product, i: product)
 
 
-def times_and_residual(a, z, b, x):
-    """``[a z | b - a x]`` (..., m, 2k), likewise, in one pass over ``a``: the difference is taken in float64."""
+def times_and_residual(a, z, b, x, r):
+    """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``: the difference is taken in float64."""
     k = z.shape[-1]
 
     def step(product, i):
-        return mx.concatenate([product[..., :k], _halves(b[..., i : i + BLOCK, :]) - product[..., k:]], axis=-1)
+        rest = (_halves(b[..., i : i + BLOCK, :]) - product[..., k:]) * r
+        return mx.concatenate([product[..., :k], rest], axis=-1)
 
-    if a.dtype == mx.complex64:  # the columns of a block are [Re | Im], those of the result [Re z, Re x | Im z, Im x]
-        return mx.concatenate([times(a, z), residual(a, b, x)], axis=-1)
     with on_cpu():
+        if a.dtype == mx.complex64:  # the columns of a block are [Re | Im] of both
+            scale = r.astype(mx.float32)
+            return mx.concatenate(same_batch(times(a, z), residual(a, b, x) * scale), axis=-1)
         return _by_blocks(a, mx.concatenate(same_batch(z, x), axis=-1), step)
 
 

@@ -1,30 +1,46 @@
 """Looking at values, which a lazy graph allows outside of ``mx.compile`` and ``mx.vmap``, and only there."""
 
 import mlx.core as mx
+import numpy as np
 
+from ._blocks import BLOCK, crosses
 from ._place import on_cpu
 
+# Blocks whose products are evaluated together.
+_BLOCKS = 16
 
-def detached(*arrays):
-    """The arrays (or numbers, or None), evaluated, as constants that share their memory; None where one must not look.
 
-    That is inside ``mx.compile`` and ``mx.vmap``, where there are no values yet, and with a GPU as default device, for
-    which one would have to wait. In a trace of vjp or jvp an evaluated array keeps the graph behind it, and so would
-    all that is computed from it (the float64 copy of each row block, say); what is computed from these does not.
+def visible(*arrays) -> bool:
+    """Evaluate the arrays (or numbers, or None) if one may look at them.
+
+    One may not inside ``mx.compile`` and ``mx.vmap``, where there are no values yet, nor with a GPU as default device,
+    for which one would have to wait.
     """
     if mx.default_device() != mx.cpu:
-        return None
+        return False
     try:
         mx.eval(arrays)
-        return [_alias(x) if isinstance(x, mx.array) else x for x in arrays]
-    except (TypeError, ValueError):
-        return None
+    except ValueError:
+        return False
+    return True
 
 
-def _alias(x):
-    if mx.cuda.is_available():  # its memory may be out of the reach of an alias
-        return x
-    if x.dtype != mx.float64:
-        return mx.from_dlpack(x)
-    with on_cpu():  # MLX takes float64 from outside as float32
-        return mx.from_dlpack(x.view(mx.int64)).view(mx.float64)
+def evaluated_crosses(a, rights, w=None):
+    """:func:`crosses` of visible arrays, evaluated.
+
+    In a trace of vjp or jvp an evaluated array keeps the graph behind it, here the float64 copy of each row block:
+    twice the memory of ``a``. So the sums are taken chunk by chunk, and only their values go on.
+    """
+    m, step = a.shape[-2], _BLOCKS * BLOCK
+    if m <= step:
+        return crosses(a, rights, w)
+    totals = [0.0] * len(rights)
+    with on_cpu():
+        for i in range(0, m, step):
+            rows = slice(i, i + step)
+            block = a[..., rows, :]
+            parts = [block if b is a else b[..., rows, :] for b in rights]
+            parts = crosses(block, parts, None if w is None else w[..., rows])
+            mx.eval(parts)
+            totals = [total + np.array(part) for total, part in zip(totals, parts, strict=True)]
+        return [mx.array(total, mx.float64) for total in totals]

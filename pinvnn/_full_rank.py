@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from . import _dtypes, _rank
 from ._blocks import crosses, in_basis
-from ._eager import detached
+from ._eager import evaluated_crosses, visible
 from ._factor import Factor, cholesky, gram_scale, non_negative, tolerance, tri_inv, whole
 from ._place import CPU, on_cpu
 
@@ -38,6 +38,7 @@ class Cholesky(NamedTuple):
         sound: Whether K is positive definite, to working precision and finite; elsewhere V is meaningless.
         least: At most the smallest singular value squared.
         most: At least the largest one squared.
+        trace: Their sum of squares.
         loss: sum_i K_ii (K^-1)_ii.
     """
 
@@ -45,25 +46,20 @@ class Cholesky(NamedTuple):
     sound: mx.array
     least: mx.array
     most: mx.array
+    trace: mx.array
     loss: mx.array
 
 
 class Certified(NamedTuple):
-    """A full factor, and as constants the arrays that it was made from and what else is known then.
+    """A full factor, and what else is known then.
 
     Attributes:
         factor: The full :class:`Factor`.
-        a: ``(..., m, n)``.
-        b: Right-hand sides, or None.
-        w: Weights, or None.
         rhs: A^H D b, stacked, or None.
         left: In float64 Q, ``(..., m, n)``, and X, ``(..., n, n)``, with A^+ = X Q^T (without weights); else None.
     """
 
     factor: Factor
-    a: mx.array
-    b: mx.array | None
-    w: mx.array | None
     rhs: mx.array | None
     left: tuple[mx.array, mx.array] | None
 
@@ -92,7 +88,7 @@ def cholesky_factor(gram, dtype) -> Cholesky:
         sound = mx.all((pivots > 0) & (mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
         sound = sound & (loss <= 1 / (n * _dtypes.eps(mx.float64)))
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
-        bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, loss)
+        bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
         return Cholesky(full_factor(v, r), *map(mx.stop_gradient, bounds))
 
 
@@ -118,13 +114,10 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         return None
     eager = method == "auto"
     with on_cpu():
-        if eager:
-            known = detached(a, b, w, rtol, atol)
-            if known is None:
-                return None
-            a, b, w, rtol, atol = known
+        if eager and not visible(a, b, w, rtol, atol):
+            return None
         w, rtol, atol = non_negative(w), tolerance(rtol), tolerance(atol)
-        gram, *rest = crosses(a, [a] if b is None else [a, b], w)
+        gram, *rest = (evaluated_crosses if eager else crosses)(a, [a] if b is None else [a, b], w)
         found = cholesky_factor(whole(gram), a.dtype)
         f = found.factor
         atol = None if atol is None else atol * f.r[..., 0, 0]
@@ -136,7 +129,7 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         left = None
         if a.dtype == mx.float64:
             f, *left = corrected(f, a, w)
-        return Certified(f, a, b, w, rest[0] if rest else None, left and tuple(left))
+        return Certified(f, rest[0] if rest else None, left and tuple(left))
 
 
 def certain(found: Cholesky, shape, entries) -> bool:
@@ -171,11 +164,10 @@ def certified_inverse(a, rtol, atol) -> mx.array | None:
     LU with partial pivoting: no Gram matrix, no digit lost to the square of the condition number. Looks at the values,
     where it may.
     """
-    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64 or not (known := detached(a, rtol, atol)):
+    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64 or not visible(a, rtol, atol):
         return None
     with on_cpu():
-        a, rtol, atol = known[0], *map(tolerance, known[1:])
-        wide = a.astype(mx.float64)
+        wide, rtol, atol = mx.stop_gradient(a).astype(mx.float64), tolerance(rtol), tolerance(atol)
         squares = mx.sum(wide * wide, axis=(-2, -1))
         if not mx.all(mx.isfinite(squares) & (squares > 0)).item():
             return None
@@ -188,7 +180,7 @@ def certified_inverse(a, rtol, atol) -> mx.array | None:
         good = _above(least, limit) & (least * _CONDITION**2 > most)
         try:
             if mx.all(good).item():
-                return inverse
+                return mx.stop_gradient(inverse)
         except RuntimeError:  # an exactly singular matrix
             pass
         return None

@@ -11,9 +11,9 @@ from ._place import astype, large, on_cpu
 from ._products import gram, sum_over_rows, weigh
 from ._rules import attach_adjoint, attach_solve
 from ._spectral import eigenvalues, inverse
-from ._square_rules import solve_square
+from ._square_rules import attach_square_solve
 from ._types import LstsqResult
-from ._values import adjoint_value, solve_value
+from ._values import adjoint_value, solve_value, square_value
 
 
 def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
@@ -111,15 +111,16 @@ def _solve(a, b, w, rtol, atol, method, whole):
         return mx.zeros((*whole, n, 0), a.dtype), ranks, s
     # Full rank that is certain needs no singular vectors. Those above are not computed unless they are asked for.
     if method == "auto" and w is None and (inverse := certified_inverse(a, rtol, atol)) is not None:
-        return solve_square(a, b, inverse, exact=a.dtype == mx.float64), mx.full(ranks.shape, n, mx.int32), s
-    if known := full_rank(flat, rtol, atol, w, b if flat is a else None, method):
+        x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
+        return x, mx.full(ranks.shape, n, mx.int32), s
+    known = full_rank(flat, rtol, atol, w, b if flat is a else None, method)
+    if known is not None:
         f, left = known.factor, None
         ranks = ranks if method == "cholesky" else mx.full(ranks.shape, min(m, n), mx.int32)
     if flat is not a:
         return attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left)), ranks, s
     w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-    value = solve_value(*known[1:5], f) if known else solve_value(a, b, w, None, f, left)
-    return attach_solve(a, b, w, f, value), ranks, s
+    return attach_solve(a, b, w, f, solve_value(a, b, w, known and known.rhs, f, left)), ranks, s
 
 
 def _singular_values(a, w, f: Factor):

@@ -72,7 +72,7 @@ def _tall_pinv(a, rtol, atol, method):
     if method == "auto" and (inverse := certified_inverse(a, rtol, atol)) is not None:
         return attach_inverse(a, inverse)
     if known := full_rank(a, rtol, atol, method=method):
-        return attach_pinv(a, *known.factor, known_pinv_value(known))
+        return attach_pinv(a, *known.factor, known_pinv_value(a, known))
     f, left = factor(a, None, rtol, atol, method)
     if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
         return attach_pinv(a, *f, astype(pinv_value(a, f, left), a.dtype))

@@ -51,10 +51,10 @@ def residual(b, a, x, r):
 
 
 def product_and_residual(a, z, b, x, r):
-    """``[A z | b - A x]`` (..., m, 2k): both of the above in one pass over ``a``."""
+    """``[A z | (b - A x) r]`` (..., m, 2k): both of the above in one pass over ``a``; ``r`` (..., 1, 1 or k)."""
     if _on_gpu(a):
         return _product_and_residual(a, z, b, x, r)
-    return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x))
+    return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x, r))
 
 
 def cross_product(a, b, r):
@@ -81,9 +81,11 @@ def _residual(b, a, x, r):
 
 
 def _product_and_residual(a, z, b, x, r):
-    parts = [product(a, z, r), residual(b, a, x, r)]
+    with on_cpu():
+        one, scale = mx.max(r, axis=-1, keepdims=True), r.astype(real(a.dtype))
+    az, rest = product(a, z, one), residual(b, a, x, one)
     with large(a.dtype):
-        return mx.concatenate(same_batch(*parts), axis=-1)
+        return mx.concatenate(same_batch(az, rest * scale), axis=-1)
 
 
 def _cross_product(a, b, r):

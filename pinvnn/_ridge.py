@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
 from ._blocks import crosses, embed, same_batch, stack, unstack
-from ._eager import detached
+from ._eager import evaluated_crosses, visible
 from ._factor import Factor, factor, gram_factor, non_negative
 from ._full_rank import certain, cholesky_factor, corrected
 from ._place import astype, large, on_cpu
@@ -156,11 +156,9 @@ def _certain_inverse(a, w, l2, entries, b):
     """By a Cholesky factor of K + L, where the values show that it will do; else, and where they must not be looked at,
     None.
     """
-    known = detached(a, w, l2, b)
-    if known is None:
+    if not visible(a, w, l2, b):
         return None
-    a, w, l2, b = known
-    gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
+    gram, *rhs = evaluated_crosses(a, [a] if b is None else [a, b], w)
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, a.shape[-1]), entries)
     if not certain(found, a.shape[-2:], entries):
         return None
@@ -187,7 +185,7 @@ def _gram_inverse(gram, l2, entries, m):
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
     f = found.factor
     noise = 4 * n * _dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
-    deficient = found.most >= found.least * (n / _rank.default_rtol(m, n, entries) ** 2)
+    deficient = found.trace >= found.least * (n / _rank.default_rtol(m, n, entries) ** 2)
     singular = ~found.sound | (deficient & (mx.min(l2, axis=-2) <= noise))
     v = f.v * mx.where(singular, mx.array(float("nan"), mx.float64), 1.0)[..., None, None]
     return Inverse(f._replace(v=mx.stop_gradient(v)), "feature")

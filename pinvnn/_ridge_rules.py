@@ -167,16 +167,14 @@ def _build(route):
         with on_cpu():
             r = _r(inverse(hints))
             zr = normal(a, w, l2, bar, inverse(hints)) * r
-            l2_bar = -zr * (x * r)
-            one = mx.max(r, axis=-1, keepdims=True)
-            both = product_and_residual(a, zr, b, x, one)
-            zr, narrow, r = zr.astype(a.dtype), x.astype(a.dtype), r.astype(a.dtype)
+            z = zr * r
+            # One product with twice the columns, [A z | r rest] [-W | z / r]^T: a pass over A_bar less.
+            both = product_and_residual(a, z, b, x, r)
+            right = mx.concatenate(same_batch(-x, zr), axis=-1).astype(a.dtype)
+            l2_bar, r = -z * x, r.astype(a.dtype)
         with large(a.dtype):
             az, rest = mx.split(both, 2, axis=-1)
-            az = az * r
-            left, right = [rest * r, -az], mx.concatenate(same_batch(zr, narrow), axis=-1)
-            a_bar = _weigh(w, mx.concatenate(left, axis=-1)) @ _t(right)
-            return a_bar, _weigh(w, az), _sum_to(rest * az, w), l2_bar
+            return _weigh(w, both) @ _t(right), _weigh(w, az), _sum_to(rest / r * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]

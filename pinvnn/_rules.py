@@ -124,18 +124,18 @@ def _solve_bars(x, bar, a, b, w, f: Factor):
     k, dtype = gram(a, w, f), a.dtype
     with on_cpu():
         zr = inverse(k, bar, f) * f.r
-        both = product_and_residual(a, zr, b, x, f.r)
-        zr, narrow, r = unstack(zr, dtype), unstack(x, dtype), f.r.astype(real(dtype))
+        # One product with twice the columns, [A z | r rest] [-x | z / r]^H: a pass over A_bar less.
+        both = product_and_residual(a, zr * f.r, b, x, f.r)
+        right = unstack(mx.concatenate(same_batch(-x, zr), axis=-1), dtype)
+        r = f.r.astype(real(dtype))
     am = None if f.full else _turned(a, b, w, k, x, bar, f)
     with large(dtype):
-        az, rest = mx.split(both * r, 2, axis=-1)
-        # One product with twice the columns: a pass over A_bar less.
-        a_bar = mx.concatenate([rest, -az], axis=-1) @ h(mx.concatenate(same_batch(zr, narrow), axis=-1))
-        y = None if am is None else am * r
+        az, rest = mx.split(both, 2, axis=-1)
+        a_bar, y = both @ h(right), None if am is None else am * r
         bars = weigh(w, a_bar if y is None else a_bar + y), weigh(w, az)
         if w is None:
             return bars
-        w_bar = real_dot(both[..., zr.shape[-1] :], az)
+        w_bar = real_dot(rest / r, az)
         return *bars, w_bar if y is None else w_bar + real_dot(a, y) / 2
 
 

@@ -19,17 +19,15 @@ def attach_inverse(a, value):
         return _inverse(a, value.astype(a.dtype))
 
 
-def solve_square(a, b, inverse, exact=False):
-    """``a^-1 b`` (..., n, k) in the dtype of ``a``, by the float64 constant ``inverse``.
-
-    ``exact``: with a step of refinement, which makes up for what rounding has cost the inverse.
-    """
+def attach_square_solve(a, b, inverse, value):
+    """``value`` (..., n, k) as ``a^-1 b``, in the dtype of ``a``; ``inverse`` is a float64 constant."""
     with on_cpu():
-        wide = b.astype(mx.float64)
-        x = inverse @ wide
-        if exact:
-            x = x + inverse @ (wide - a.astype(mx.float64) @ x)
-        return _solve(a, b, inverse, x.astype(a.dtype))
+        return _solve(a, b, inverse, value.astype(a.dtype))
+
+
+def _apply(a, b, inverse):
+    with on_cpu():
+        return attach_square_solve(a, b, inverse, inverse @ b.astype(mx.float64))
 
 
 def _inverse_vjp(p, bar, a):
@@ -44,7 +42,7 @@ def _inverse_jvp(p, tangents, a):
 
 def _solve_vjp(x, bar, a, b, inverse):
     with on_cpu():
-        b_bar = solve_square(h(a), bar, h(inverse))
+        b_bar = _apply(h(a), bar, h(inverse))
     with large(a.dtype):
         return -(b_bar @ h(x)), b_bar
 
@@ -53,7 +51,7 @@ def _solve_jvp(x, tangents, a, b, inverse):
     da, db = tangents[:2]
     with large(a.dtype):
         parts = ([] if db is None else [db]) + ([] if da is None else [-(da @ x)])
-    return solve_square(a, sum(parts[1:], parts[0]), inverse)
+    return _apply(a, sum(parts[1:], parts[0]), inverse)
 
 
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))

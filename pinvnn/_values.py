@@ -49,11 +49,11 @@ def pinv_value(a, f: Factor, left=None):
         return h(times(a, inverse * f.r * f.r))
 
 
-def known_pinv_value(known: Certified):
-    """The pseudo-inverse ``(..., n, m)`` of a tall matrix of full rank."""
+def known_pinv_value(a, known: Certified):
+    """The pseudo-inverse ``(..., n, m)`` of the tall ``a``, of full rank."""
     with on_cpu():
         if known.left is None:
-            return pinv_value(known.a, known.factor)
+            return pinv_value(a, known.factor)
         q, x = known.left
         return x @ _t(q)
 
@@ -71,6 +71,13 @@ def solve_value(a, b, w, rhs, f: Factor, left=None):
         if f.full and a.dtype == mx.float64:  # the normal equations again, for what their right-hand side has lost
             x = x + inverse_value(f, cross(a, residual(a, b, x), w)) * f.r * f.r
         return x
+
+
+def square_value(a, b, inverse):
+    """``a^-1 b`` by the float64 ``inverse``, in float64; if ``a`` is, with a step of refinement."""
+    with on_cpu():
+        x = inverse @ b.astype(mx.float64)
+        return x + inverse @ (b - a @ x) if a.dtype == mx.float64 else x
 
 
 def adjoint_value(a, x, f: Factor, left=None):

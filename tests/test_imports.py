@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "pinvnn"
 # A module may import from the rows above its own, and a package (testing, nn, ...) from itself. A new module goes here.
 ROWS = [
     "_backend _version _types _dtypes _place testing",
-    "_rank _attach _checks _blocks _eager",
-    "_factor _square_rules",
+    "_rank _attach _checks _blocks",
+    "_eager _factor _square_rules",
     "_full_rank",
     "_values",
     "_spectral _products",
