@@ -8,7 +8,8 @@ from ._eager import evaluated_crosses, visible
 from ._factor import Factor, factor, gram_factor, non_negative
 from ._full_rank import certain, cholesky_factor, corrected
 from ._place import astype, large, on_cpu
-from ._ridge_rules import Inverse, Known, attach_ridge, gram_normal, solution
+from ._ridge_rules import attach_ridge, gram_normal
+from ._ridge_values import Inverse, Known, solution
 
 _METHODS = ("auto", "primal", "dual")
 

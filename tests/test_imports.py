@@ -16,7 +16,7 @@ ROWS = [
     "_rank _attach _checks _blocks",
     "_eager _factor _square_rules",
     "_full_rank",
-    "_values",
+    "_values _ridge_values",
     "_spectral _products",
     "_rules _ridge_rules",
     "_pinv _ridge",

@@ -203,6 +203,7 @@ PROBLEMS = {
     "ridge": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="primal"), numpy_ridge, "ablw"),
     "dual": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablw"),
     "feature": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abfw"),
+    "feature and target": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abgw"),
     "normal ridge": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khl"),
     "normal feature": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khf"),
     "normal lstsq": (lambda p, k, h: p["normal_lstsq"]((k + k.T) / 2, h, rtol=CUT), numpy_normal_lstsq, "kh"),
@@ -253,6 +254,7 @@ class Problem:
             "w": np.linspace(0.9, 1.1, m),
             "l": np.array([0.3, 0.7]),
             "f": np.linspace(0.3, 0.7, n)[:, None],
+            "g": np.linspace(0.3, 0.7, 2 * n).reshape(n, 2),
             "k": np.diag([4.0, 1.5, 0.2]) + 0.05 * rng.standard_normal((3, 3)),
             "h": rng.standard_normal((3, 2)),
         }
@@ -323,7 +325,8 @@ CHECKS = {
     "_spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
     "_rules": LSTSQ + FULL + grid(["pinv", "lstsq", "weighted"], BOTH, NARROW),
     "_square_rules": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
-    "_ridge_rules": grid(["ridge", "dual", "feature"], BOTH, WIDE) + NORMAL + grid(["ridge"], TALL, NARROW),
+    "_ridge_rules": grid(["ridge", "dual", "feature", "feature and target"], BOTH, WIDE) + NORMAL
+    + grid(["ridge"], TALL, NARROW),
 }
 
 

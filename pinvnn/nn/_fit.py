@@ -16,7 +16,8 @@ from .._factor import CORES, Factor, factor
 from .._place import astype, large, on_cpu
 from .._products import gram
 from .._ridge import _inverse
-from .._ridge_rules import Inverse, attach_ridge, gram_normal, solution
+from .._ridge_rules import attach_ridge, gram_normal
+from .._ridge_values import Inverse, solution
 from .._rules import attach_solve
 from .._spectral import inverse, split
 from .._values import solve_value

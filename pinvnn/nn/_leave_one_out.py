@@ -6,7 +6,8 @@ from .. import _dtypes, _rank
 from .._factor import factor
 from .._place import astype, on_cpu
 from .._products import gram
-from .._ridge_rules import Inverse, gram_normal
+from .._ridge_rules import gram_normal
+from .._ridge_values import Inverse
 from .._spectral import inverse
 from ._fit import Fit, fit
 from ._problem import Problem

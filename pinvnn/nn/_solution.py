@@ -8,7 +8,8 @@ from .._lstsq import lstsq
 from .._place import astype, large, on_cpu
 from .._products import sum_over_rows, weigh
 from .._ridge import _inverse, _route, ridge
-from .._ridge_rules import Inverse, _cores, attach_ridge, solution
+from .._ridge_rules import _cores, attach_ridge
+from .._ridge_values import Inverse, solution
 from ._problem import Problem
 
 
