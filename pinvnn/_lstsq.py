@@ -33,7 +33,10 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
         rtol: Relative cutoff, a number or an array over the batch. Default ``min(m, n) * eps`` of the dtype, or 0 if
             ``atol`` is given. No gradient.
         atol: Absolute cutoff, likewise. Default 0. No gradient.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"svd"`` (real; in float64).
+        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64), ``"svd"`` (real; in float64), or
+            ``"cholesky"`` for full rank, which is NaN where it cannot prove that no singular value is to be dropped.
+            "auto" evaluates its arguments to see whether that will do, except inside ``mx.compile`` and ``mx.vmap`` and
+            with a GPU as default device: there ``"cholesky"`` has to be asked for, and saves most of the time.
         stream: Where the large products of the gradient run. Nobody needs to pass it.
 
     Returns:
@@ -68,6 +71,9 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
     of_a = _checks.batch_shape(name, *batch)
     whole = _checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
     rtol, atol = _checks.tolerance(name, "rtol", rtol, of_a), _checks.tolerance(name, "atol", atol, of_a)
+    if method == "cholesky" and weights is not None and a.shape[-2] < a.shape[-1]:
+        got, remedy = f"shape {a.shape}", "Use method='auto'."
+        _checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work, stream):
         a, b = astype(a, work), astype(b, work)
         b = b[:, None] if vector else b

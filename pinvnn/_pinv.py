@@ -32,7 +32,10 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
             ``atol`` is given. No gradient.
         atol: Absolute cutoff, likewise. Default 0. No gradient.
         hermitian: Treat ``a`` as Hermitian: both triangles are read and the Hermitian part of the gradient returned.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64) or ``"svd"`` (real; in float64).
+        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64), ``"svd"`` (real; in float64), or
+            ``"cholesky"`` for full rank, which is NaN where it cannot prove that no singular value is to be dropped.
+            "auto" evaluates its arguments to see whether that will do, except inside ``mx.compile`` and ``mx.vmap`` and
+            with a GPU as default device: there ``"cholesky"`` has to be asked for, and saves most of the time.
         stream: Where the large products of the gradient run. Nobody needs to pass it.
 
     Returns:

@@ -121,6 +121,11 @@ def test_method(name, fn):
     raises(ValueError, f"[pinvnn.{name}] method 'svd' is for real input", fn, AC, method="svd")
 
 
+def test_cholesky_with_weights_is_for_tall_matrices():
+    start = "[pinvnn.lstsq] method 'cholesky' with weights needs at least as many rows as columns, but got shape (3, 5)"
+    raises(ValueError, start, lstsq, A.T, mx.ones((3,)), weights=mx.ones((3,)), method="cholesky")
+
+
 def test_method_of_ridge():
     start = "[pinvnn.ridge] method must be one of auto, primal, dual, but got 'svd'"
     raises(ValueError, start, ridge, A, B, 1.0, method="svd")
