@@ -38,16 +38,12 @@ from ._products import (
     residual,
     weigh,
 )
-from ._spectral import inverse, pull_back, split, split_weight, turn
+from ._spectral import inverse, inverse_matrix, pull_back, split, split_weight, turn
 from ._values import reciprocal
 
 
 def _t(x):
     return mx.swapaxes(x, -1, -2)
-
-
-def _eye_like(m):
-    return mx.broadcast_to(mx.eye(m.shape[-1], dtype=mx.float64), m.shape)
 
 
 # --- Pseudo-inverse -------------------------------------------------------------------------------
@@ -56,14 +52,19 @@ def _eye_like(m):
 def _pinv_vjp(p, g, a, *hints):
     f = Factor(*hints)
     k, r = gram(a, None, f), astype(f.r, real(a.dtype))
-    with large(a.dtype):
-        t, ga = g @ h(p), None if f.full else (g * r) @ a
     with on_cpu():
-        m = pull_back(k, embed(t), None if ga is None else embed(ga) * f.r, f, real(a.dtype))
-        b = unembed(inverse(k, _eye_like(m), f) * f.r, a.dtype)
-        m = unembed(m * f.r, a.dtype)
+        b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
     with large(a.dtype):
+        t = g @ h(p)
+        bt = b @ t
+        m = -(bt + h(bt)) if f.full else _truncated(k, t, (g * r) @ a, f, a.dtype)
         return (_sum_of_products(h(g), b, a, m) * r,)
+
+
+def _truncated(k, t, ga, f: Factor, dtype):
+    """M / r from T and G A where singular values may have been dropped."""
+    with on_cpu():
+        return unembed(pull_back(k, embed(t), embed(ga) * f.r, f, real(dtype)) * f.r, dtype)
 
 
 def _sum_of_products(a, b, c, d):
@@ -82,7 +83,7 @@ def _pinv_jvp(p, tangents, a, *hints):
     with on_cpu():
         c = split(k, dk, f)
         bc = unembed(inverse(k, c, f) * f.r, a.dtype)
-        b = unembed(inverse(k, _eye_like(c), f) * f.r, a.dtype)
+        b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
         left = unembed(_t(c) - inverse(k, dk, f), a.dtype)
     with large(a.dtype):
         return (b @ h(da) + bc @ h(a)) * r + left @ p

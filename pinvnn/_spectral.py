@@ -21,7 +21,7 @@ import mlx.core as mx
 from ._attach import attach, attach_like
 from ._factor import CORES, Factor
 from ._place import large, on_cpu
-from ._values import inverse_value, reciprocal
+from ._values import inverse_value, reciprocal, right_rows
 
 
 def _t(x):
@@ -32,6 +32,13 @@ def inverse(k, x, f: Factor):
     """``B x`` for ``x`` (..., n, j)."""
     with on_cpu():
         return _inverse(k, x, *f, inverse_value(f, x))
+
+
+def inverse_matrix(k, f: Factor):
+    """``B`` (..., n, n) itself."""
+    with on_cpu():
+        eye = mx.broadcast_to(mx.eye(f.v.shape[-1], dtype=mx.float64), f.v.shape)
+        return _inverse(k, eye, *f, right_rows(f, 2) @ _t(f.v))
 
 
 def split(k, x, f: Factor):
@@ -56,12 +63,8 @@ def pull_back(k, t, g, f: Factor, dtype):
 
     M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2
     digits when A_bar is large, where the caller has the product A_bar A^+ at hand. The products are summed in
-    ``dtype``: what they lose in float32, A @ M loses too. At full rank ``g`` is not read.
+    ``dtype``: what they lose in float32, A @ M loses too.
     """
-    if f.full:
-        with on_cpu():
-            bt = inverse(k, t, f)
-            return -(bt + _t(bt))
     with large(dtype):
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
     with on_cpu():
@@ -106,8 +109,11 @@ def _inverse_vjp(out, bar, k, x, *hints):
     # w = B x:  x_bar = B w_bar,  K_bar = M / 2 with B_bar = w_bar x^T.
     with on_cpu():
         f = Factor(*hints)
-        m = pull_back(k, bar @ _t(out), bar @ _t(x), f, mx.float64)
-        return m / 2, inverse(k, bar, f)
+        u = inverse(k, bar, f)
+        if f.full:  # B T = u w^T
+            turned = u @ _t(out)
+            return -(turned + _t(turned)) / 2, u
+        return pull_back(k, bar @ _t(out), bar @ _t(x), f, mx.float64) / 2, u
 
 
 def _inverse_jvp(out, tangents, k, x, *hints):
