@@ -156,7 +156,8 @@ class LeastSquaresReadout(nn.Module):
             if not all_true(mx.isfinite(weight)):
                 rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
                 self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
-        self.weight = mx.contiguous(weight)  # as if read from a file: the last bit of a product depends on that
+        with on_cpu():  # As if read from a file: the last bit of a product depends on that.
+            self.weight = mx.contiguous(weight)
         if bias is not None:
             self.bias = bias
         return self
