@@ -10,18 +10,14 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .. import _dtypes
-from .._attach import attach, attach_like
-from .._blocks import BLOCK, cross
-from .._factor import CORES, Factor, factor
+from .._attach import attach_like
+from .._factor import BLOCK, Factor, factor, solve_value
 from .._place import astype, large, on_cpu
-from .._products import gram
+from .._products import product
 from .._ridge import _inverse
-from .._ridge_rules import attach_ridge, gram_normal
 from .._ridge_values import Inverse, solution
-from .._rules import attach_solve
-from .._spectral import inverse, split
-from .._values import solve_value
 from ._problem import Problem
+from ._row_rules import attach_rows, inverse_of, root, solution_of
 
 
 class Fit(NamedTuple):
@@ -30,7 +26,8 @@ class Fit(NamedTuple):
     Attributes:
         solution: ``(..., n, k)`` in the dtype of the problem.
         residual: Unweighted, ``(..., m, k)``, float64.
-        leverage: ``(..., m)``, float64, without the part of the intercept.
+        judged: Residuals and, as a last column, leverages without the part of the intercept, ``(..., m, k + 1)``,
+            float64. The gradient of both costs little more than that of one.
         rows: Y, ``(..., m, n)`` in the dtype of the problem.
         inverse: R, ``(..., n, n)``, float64.
         rank: Of K + L, ``(...)``. No gradient.
@@ -39,7 +36,7 @@ class Fit(NamedTuple):
 
     solution: mx.array
     residual: mx.array
-    leverage: mx.array
+    judged: mx.array
     rows: mx.array
     inverse: mx.array
     rank: mx.array
@@ -48,70 +45,98 @@ class Fit(NamedTuple):
 
 def fit(p: Problem) -> Fit:
     """Fit ``p``, whose targets have one penalty in common."""
-    a = p.a
-    kind, f, x, value = _minimum_norm(p) if p.l2 is None else _penalized(p, p.l2)
+    with large(p.a.dtype):
+        w = mx.ones((1,), p.a.dtype) if p.w is None else p.w
+        b = p.b if p.means is None else mx.concatenate([p.b, mx.ones_like(p.b[..., :1])], axis=-1)
+    kind, f, x = _minimum_norm(p, b) if p.l2 is None else _penalized(p, b, p.l2)
     with on_cpu():
-        zero, eye = mx.zeros((1, 1), mx.float64), mx.eye(a.shape[-1], dtype=mx.float64)
-        l2 = zero if p.l2 is None else p.l2
-        if kind == "feature":  # The factor, which has an axis for targets, is of K + L.
-            f = Factor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
-        k = gram(a, p.w, f) / f.r / f.r
-        if kind == "feature":
-            kind, k, l2 = "shared", k + eye * l2, zero
-        r = _solve(kind, k, l2, eye, f)
-        constant = mx.stop_gradient(r)
-        rows, leverage, residual = _by_blocks(p, constant, mx.stop_gradient(value))
-        rows = mx.stop_gradient(rows)
+        x = mx.stop_gradient(x)
+        x, of_ones = x[..., : p.b.shape[-1]], x[..., p.b.shape[-1] :]
+        l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
+        half = mx.stop_gradient(root(kind, f, l2, p.a.shape))
+        kept = f.kept[..., None, :] if kind == "truncated" else None
         # K is scaled to a diagonal of about 1, so the inverse of that shows the condition number.
-        cond = mx.max(mx.abs(constant), axis=(-2, -1)) / (f.r * f.r)[..., 0, 0]
+        squares = half * half if kept is None else half * half * kept
+        cond = mx.max(mx.sum(squares, axis=-1), axis=-1) / (f.r * f.r)[..., 0, 0]
         noise = 8 * _dtypes.eps(mx.float64) * mx.maximum(cond, 1)
-        rank = mx.sum(f.kept, axis=-1)
-    leverage_of, rows_of = _leverages[kind]
+        rank, rest = mx.sum(f.kept, axis=-1), _residuals(p, x)
+        u, judged = _rows(p, half, kept, x, of_ones)
+    solution, r = solution_of(kind, p.a, p.b, w, l2, f, x), inverse_of(kind, p.a, w, l2, f)
     return Fit(
-        solution=x,
-        residual=_residual(a, p.b, x, residual),
-        leverage=leverage_of(a, k, l2, *f, rows, leverage),
-        rows=rows_of(a, k, l2, *f, rows),
+        solution=solution,
+        residual=_residual(p.a, p.b, solution, rest),
+        judged=attach_rows(kind, p.a, p.b, w, l2, f, x, half, u, judged),
+        rows=product(p.a, r, f.r),
         inverse=r,
         rank=rank,
         noise=noise,
     )
 
 
-def _minimum_norm(p: Problem):
-    """The kind of R, its factor, the solution, and its value in float64."""
+def _minimum_norm(p: Problem, b):
+    """The kind of R, its factor, and the solution for ``b`` in float64."""
     f, left = factor(p.a, p.w, entries=p.entries)
-    value = solve_value(p.a, p.b, p.w, None, f, left)
-    return "truncated", f, attach_solve(p.a, p.b, p.w, f, value), value
+    return "truncated", f, solve_value(p.a, b, p.w, f, left)
 
 
-def _penalized(p: Problem, l2):
+def _penalized(p: Problem, b, l2):
     kind = "feature" if l2.shape[-2] > 1 or p.entries != mx.float64 else "shared"
-    constants, known = _inverse(p.a, p.w, l2, kind, p.entries, p.b)
-    value = solution(constants, p.a, p.b, p.w, l2, known)
-    with large(p.a.dtype):
-        ones = mx.ones((1,), p.a.dtype) if p.w is None else p.w
-    return constants.route, constants.f, attach_ridge(p.a, p.b, ones, l2, constants, value), value
+    constants, left = _inverse(p.a, p.w, l2, kind, p.entries)
+    x, f = solution(constants, p.a, b, p.w, l2, left), constants.f
+    if kind == "feature":  # The factor, which has an axis for targets, is of K + L.
+        with on_cpu():
+            f = Factor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
+    return kind, f, x
 
 
-def _by_blocks(p: Problem, r, x):
-    """Values of A R, of its leverages and of the residuals b - A x; the last two, and the sums in all, in float64."""
-    shift_a, shift_b = (0, 0) if p.means is None else (_mean(p.a, p.w), _mean(p.b, p.w))
-    rows, leverages, residuals = [], [], []
+# --- Values ---------------------------------------------------------------------------------------
+# Rounding leaves means c of A and d of b, which residuals and leverages feel at first order. With the weighted means
+# <.> over the rows, and x_1 = R A^T D 1 / sum(w) = R c,
+#     (b_i - d) - (a_i - c) x = q_i - <q>,  q = b - A x,       (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A x_1.
+
+
+def _rows(p: Problem, half, kept, x, of_ones):
+    """U in the dtype of A; residuals and leverages ``(..., m, k + 1)``, summed in float64."""
+    n, k, rows, parts = p.a.shape[-1], p.b.shape[-1], [], []
+    for wide, b in _blocks(p, mx.concatenate(_alike(half, x, of_ones), axis=-1)):
+        u, ax, t = wide[..., :n], wide[..., n : n + k], wide[..., n + k :]
+        rows.append(u.astype(p.a.dtype))
+        squares = mx.sum(u * u if kept is None else u * u * kept, axis=-1, keepdims=True)
+        parts.append(mx.concatenate([b - ax, squares, t], axis=-1))
+    parts = mx.concatenate(parts, axis=-2)
+    if p.means is not None:
+        q, squares, t = parts[..., :k], parts[..., k : k + 1], parts[..., k + 1 :] / _total(p)
+        parts = mx.concatenate([q - _mean(p, q), squares - 2 * t + _mean(p, t)], axis=-1)
+    return mx.stop_gradient(mx.concatenate(rows, axis=-2)), parts
+
+
+def _residuals(p: Problem, x):
+    """Residuals alone."""
+    q = mx.concatenate([b - ax for ax, b in _blocks(p, x)], axis=-2)
+    return q if p.means is None else q - _mean(p, q)
+
+
+def _blocks(p: Problem, x):
+    """A x and b in float64, a block of rows after the other."""
     for i in range(0, p.a.shape[-2], BLOCK):
-        block = p.a[..., i : i + BLOCK, :].astype(mx.float64) - shift_a
-        y = block @ r
-        rows.append(y.astype(p.a.dtype))
-        leverages.append(mx.sum(y * block, axis=-1))
-        residuals.append(p.b[..., i : i + BLOCK, :].astype(mx.float64) - shift_b - block @ x)
-    return mx.concatenate(rows, -2), mx.concatenate(leverages, -1), mx.concatenate(residuals, -2)
+        a, b = (v[..., i : i + BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
+        yield a @ x, b
 
 
-def _mean(x, w):
-    """What rounding left of the mean, in float64: a leverage feels it at first order."""
-    ones = mx.ones((*x.shape[:-2], x.shape[-2], 1), x.dtype) if w is None else w[..., None]
-    total = mx.sum(ones.astype(mx.float64), axis=-2, keepdims=True)
-    return mx.swapaxes(cross(x, ones), -1, -2) / mx.where(total == 0, mx.ones_like(total), total)
+def _alike(*arrays):
+    """With the same batch dimensions."""
+    batch = mx.broadcast_shapes(*(x.shape[:-2] for x in arrays))
+    return [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
+
+
+def _total(p: Problem):
+    total = p.total[..., None, None]
+    return mx.where(total == 0, mx.ones_like(total), total)
+
+
+def _mean(p: Problem, x):
+    x = x if p.w is None else astype(p.w, mx.float64)[..., None] * x
+    return mx.sum(x, axis=-2, keepdims=True) / _total(p)
 
 
 def _plain_residual(a, b, x):
@@ -120,70 +145,3 @@ def _plain_residual(a, b, x):
 
 
 _residual = attach_like(_plain_residual, 3, (2, 2, 2, 2))
-
-
-# --- Leverages ----------------------------------------------------------------------------------------
-# h_i = a_i R a_i^T with dR = -R (dK + dL) R, and for a truncated R also + R C + (R C)^T, C = S(dK) (see ``_spectral``).
-# With g = h_bar, Y = A R and H = Y^T diag(g) Y:
-#     A_bar = 2 diag(g) Y,  L_bar = -H,  K_bar = -H, and if truncated + T + T^T with T = S(Y^T diag(g) A).
-# K carries its part back to A and w. From A^T diag(g) A or A^T diag(g) Y, float32 would lose cond(A)^2, not cond(A).
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
-def _solve(kind, k, l2, x, hints):
-    """``R x`` as a function of K and l2."""
-    f = Factor(*hints)
-    if kind == "truncated":
-        return inverse(k * f.r * f.r, x, f) * f.r * f.r
-    return gram_normal(k, l2, x, Inverse(f, kind))
-
-
-def _leverage(kind):
-    def plain_rows(a, k, l2, *f):
-        with on_cpu():
-            r = _solve(kind, k, l2, mx.eye(a.shape[-1], dtype=mx.float64), f)
-            return astype(astype(a, mx.float64) @ r, a.dtype)
-
-    rows_of = attach_like(plain_rows, 3, (2, 2, 2, *CORES, 2))
-
-    def vjp(_, bar, a, k, l2, *hints):
-        *f, y = hints
-        y = rows_of(a, k, l2, *f, y)
-        g = astype(bar, a.dtype)
-        with large(a.dtype):
-            gy = g[..., None] * y
-            h, t = _t(y) @ gy, _t(gy) @ a if kind == "truncated" else None
-            a_bar = 2 * gy
-        with on_cpu():
-            k_bar = -astype(h, mx.float64)
-            l2_bar = mx.sum(mx.eye(h.shape[-1], dtype=mx.float64) * k_bar, axis=-1, keepdims=True)
-            if t is not None:
-                rr = f[3] * f[3]
-                d = split(k * rr, astype(t, mx.float64), Factor(*f)) * rr
-                k_bar = k_bar + d + _t(d)
-            return a_bar, k_bar, l2_bar
-
-    def jvp(_, tangents, a, k, l2, *hints):
-        da, dk, dl = tangents[:3]
-        *f, y = hints
-        y = astype(rows_of(a, k, l2, *f, y), mx.float64)
-        with on_cpu():
-            wide, parts = astype(a, mx.float64), []
-            if da is not None:
-                parts.append(2 * y * astype(da, mx.float64))
-            if dk is not None:
-                parts.append(-y * (y @ dk))
-                if kind == "truncated":
-                    rr = f[3] * f[3]
-                    parts.append(2 * wide * (y @ split(k * rr, dk * rr, Factor(*f))))
-            if dl is not None:
-                parts.append(-y * y * _t(dl))
-            return sum(mx.sum(part, axis=-1) for part in parts)
-
-    return attach(vjp, jvp, (2, 2, 2, *CORES, 2, 1)), rows_of
-
-
-_leverages = {kind: _leverage(kind) for kind in ("truncated", "shared")}

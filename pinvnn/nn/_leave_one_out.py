@@ -57,19 +57,20 @@ def intercept(p: Problem):
 def _primal(p: Problem, removed):
     f = fit(p)
     with on_cpu():
+        residual, leverage = f.judged[..., :-1], f.judged[..., -1]
         w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
         share = mx.minimum(w, 1) if removed == "unit" else w
-        rest = 1 - share * (f.leverage + intercept(p))
+        rest = 1 - share * (leverage + intercept(p))
         noise = f.noise[..., None]
         if p.l2 is not None:
             rest = mx.where(rest > noise, rest, mx.array(float("nan"), mx.float64))
-            return f.residual / rest[..., None]
+            return residual / rest[..., None]
         alone = _alone(p, rest, noise) & (share == w)
         y = astype(f.rows, mx.float64)
         norms = mx.where(alone, w * mx.sum(y * y, axis=-1), 1)
         rest = mx.where(alone, 1, rest)
         without = (y @ astype(f.solution, mx.float64)) / norms[..., None]
-        return mx.where(alone[..., None], without, f.residual / rest[..., None])
+        return mx.where(alone[..., None], without, residual / rest[..., None])
 
 
 def _alone(p: Problem, rest, noise):

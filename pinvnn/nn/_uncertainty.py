@@ -56,7 +56,7 @@ def uncertainty(p: Problem) -> Uncertainty:
         squares, free = squares_and_freedom(p, f)
         variance = squares / free
         w = 1.0 if q.w is None else astype(q.w, mx.float64)
-        leverage = (w * (f.leverage + intercept(q)))[..., None]
+        leverage = (w * (f.judged[..., -1] + intercept(q)))[..., None]
         leverage = mx.broadcast_to(leverage, (*leverage.shape[:-1], k)) if q is p else merged(leverage)
         used = mx.broadcast_to(p.total[..., None] - free, variance.shape)
         covariance = variance[..., None, None] * (f.inverse[..., None, :, :] if q is p else f.inverse)

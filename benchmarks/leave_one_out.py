@@ -1,0 +1,85 @@
+"""What leave-one-out costs beside the loss of the best fit: ``python -m benchmarks.leave_one_out [--pairs N]``.
+
+Printed are medians and quartiles of the times of a forward and backward pass through ``projected_loss`` and through
+``loo_loss``, measured in turns, and of their ratios, pair by pair:
+
+- the gradient with respect to features (4096, 128) in float32, 8 targets; the penalty fixed, and learned, too;
+- a compiled training step of the backbone of ``examples/digits.py`` (64 features of 200 digits, 10 classes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from time import perf_counter
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from pinvnn.nn import LeastSquaresReadout
+
+from .pool import ROOT
+
+METHODS = ("projected_loss", "loo_loss")
+
+
+class Model(nn.Module):
+    """What is trained, and the readout that judges its features."""
+
+    def __init__(self, features, readout):
+        super().__init__()
+        self.features, self.readout = features, readout
+
+
+def of_features(method, learn_l2):
+    rng = np.random.default_rng(0)
+    x, y = (mx.array(rng.normal(size=(4096, n)).astype(np.float32)) for n in (128, 8))
+    model = Model(x, LeastSquaresReadout(128, 8, l2=1.0, learn_l2=learn_l2))
+    gradient = nn.value_and_grad(model, lambda: getattr(model.readout, method)(model.features, y))
+    return lambda: mx.eval(gradient())
+
+
+def training_step(method):
+    sys.path.insert(0, str(ROOT / "examples"))
+    from digits import BATCH, CLASSES, FEATURES, backbone, digits
+
+    mx.random.seed(0)
+    (x, labels), _ = digits(test=360)
+    x, y = x[:BATCH], mx.eye(CLASSES)[labels[:BATCH]]
+    model = Model(backbone(), LeastSquaresReadout(FEATURES, CLASSES, l2=1.0, learn_l2=True))
+    optimizer = optim.Adam(1e-5)  # so slow that every step has the same work to do
+    gradient = nn.value_and_grad(model, lambda: getattr(model.readout, method)(model.features(x), y))
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step():
+        loss, slopes = gradient()
+        optimizer.update(model, slopes)
+        return loss
+
+    return lambda: mx.eval(step(), state)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=100)
+    pairs = parser.parse_args().pairs
+    cases = {"x": partial(of_features, learn_l2=False), "x and l2": partial(of_features, learn_l2=True)}
+    for name, case in {**cases, "compiled step": training_step}.items():
+        calls, times = [case(method) for method in METHODS], np.zeros((pairs + 3, 2))
+        for i in range(len(times)):
+            for j in (0, 1) if i % 2 else (1, 0):
+                start = perf_counter()
+                calls[j]()
+                times[i, j] = 1e3 * (perf_counter() - start)
+        times = times[3:]  # the first calls compile
+        columns = {**{f"{m} [ms]": times[:, j] for j, m in enumerate(METHODS)}, "ratio": times[:, 1] / times[:, 0]}
+        shown = (f"{m} {q[1]:.2f} ({q[0]:.2f} .. {q[2]:.2f})" for m, t in columns.items() for q in [np.percentile(t, [25, 50, 75])])
+        print(f"{name:14}", *shown, sep="  ")
+
+
+if __name__ == "__main__":
+    main()
