@@ -9,7 +9,7 @@ from .._products import gram
 from .._ridge_rules import gram_normal
 from .._ridge_values import Inverse
 from .._spectral import inverse
-from ._fit import Fit, fit
+from ._fit import Fit
 from ._problem import Problem
 
 # A removed row has the error e_i = r_i / (1 - d h_i) if weight d of it is removed; h_i is its leverage with the part of
@@ -55,7 +55,7 @@ def intercept(p: Problem):
 
 
 def _primal(p: Problem, removed):
-    f = fit(p)
+    f = Fit(p)
     with on_cpu():
         residual, leverage = f.judged[..., :-1], f.judged[..., -1]
         w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
@@ -144,7 +144,7 @@ def squares_and_freedom(p: Problem, f: Fit | None = None):
         if q.wide and f is None:
             residual, used = _dual_residual(q)
         else:
-            f = f or fit(q)
+            f = f or Fit(q)
             residual, used = f.residual, f.rank
             if q.l2 is not None:
                 used = q.a.shape[-1] - mx.sum(q.l2[..., 0] * _diagonal(f.inverse), axis=-1)

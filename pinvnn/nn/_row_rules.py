@@ -38,13 +38,14 @@ def _t(x):
 
 
 def root(kind, f: Factor, l2, shape):
-    """W, float64 ``(..., n, n)``, and which of its columns are kept, ``(..., 1, n)``."""
+    """W, float64 ``(..., n, n)``, and 1 for each of its columns that is kept, ``(..., n, 1)``."""
     with on_cpu():
         if kind == "truncated":
             on = f.kept > 0
-            return f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
+            half = f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
+            return mx.stop_gradient(half), f.kept[..., None]
         d = _denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
-        return f.v * (_t(mx.sqrt(d)) * f.r)
+        return mx.stop_gradient(f.v * (_t(mx.sqrt(d)) * f.r)), mx.ones((shape[-1], 1), mx.float64)
 
 
 def inverse_of(kind, a, w, l2, f: Factor):
@@ -69,17 +70,22 @@ def solution_of(kind, a, b, w, l2, f: Factor, value):
     return attach_ridge(a, b, w, l2, Inverse(f, kind), value)
 
 
+def same_batch(*arrays):
+    """The arrays ``(..., i, j)``, broadcast to the same batch dimensions."""
+    batch = mx.broadcast_shapes(*(x.shape[:-2] for x in arrays))
+    return [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
+
+
 def _plain(kind, a, b, w, l2, *hints):
-    f, value = Factor(*hints[:4]), hints[4]
+    *f, value = hints
+    f = Factor(*f)
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
     with large(a.dtype):
         rest = astype(b - a @ x, mx.float64)
     with on_cpu():
         wide = astype(a, mx.float64)
         leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
-        batch = mx.broadcast_shapes(rest.shape[:-1], leverage.shape[:-1])
-        parts = (mx.broadcast_to(x, (*batch, x.shape[-1])) for x in (rest, leverage))
-        return mx.concatenate(list(parts), axis=-1)
+        return mx.concatenate(same_batch(rest, leverage), axis=-1)
 
 
 # Trailing dimensions of a, b, w and l2, and of the factor and x.
@@ -104,22 +110,88 @@ def _build(kind):
     plain_bars = [_plain_bar(kind, which) for which in range(4)]
 
     def vjp(out, bar, a, b, w, l2, *hints):
-        f, half, u = Factor(*hints[:4]), *hints[5:]
-        fast = _bars(kind, out, bar, a.dtype, b, w, f, half, u)
-        return [attached(a, b, w, l2, bar, *hints[:5], value) for attached, value in zip(plain_bars, fast, strict=True)]
+        *hints, half, u = hints
+        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
+        return [attached(a, b, w, l2, bar, *hints, value) for attached, value in zip(plain_bars, fast, strict=True)]
 
     def jvp(out, tangents, a, b, w, l2, *hints):
         moving = [a, b, w, l2]
         with on_cpu():
             along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
-        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:5]), moving, along)[1][0]
+        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
 
     return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
 
 
-def _bars(kind, out, bar, dtype, b, w, f: Factor, half, u):
+def _bars(kind, out, bar, b, w, f: Factor, half, u):
     """The four cotangents by the products of U, as in the head of this file."""
-    k = b.shape[-1]
+    k, dtype = b.shape[-1], u.dtype
+    with on_cpu():
+        rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], half))
+        kept = None if kind != "truncated" else astype(f.kept, dtype)[..., None, :]
+        turning = None if kind != "truncated" else astype(split_weight(f), dtype)
+    with large(dtype):
+        weight = w[..., None]
+        gu, wu = g * u, u if w.shape[-1] == 1 else weight * u  # one weight for all rows is 1
+        c = 2 * (_t(u) @ gu)
+        both = _t(mx.concatenate([weight * b, -rho], axis=-1)) @ u
+        xi, zeta = both[..., :k, :], both[..., k:, :]  # transposed
+        if kept is None:
+            m = -c
+        else:
+            z = _t(zeta) @ xi
+            m = (turning + _t(turning)) * (c + z + _t(z)) - c * kept * _t(kept)
+            gu, xi, zeta = gu * kept, xi * kept, zeta * kept
+        uz = u @ _t(zeta)
+        b_bar = rho + weight * uz
+        # -b_bar xi^T = -rho xi^T - D U (zeta xi^T)
+        t = mx.addmm(gu, mx.concatenate([weight * rest, -rho], -1), mx.concatenate([zeta, xi], -2), beta=2.0)
+        a_bar = mx.addmm(t, wu, m - _t(zeta) @ xi) @ _t(narrow)
+        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2
+    with on_cpu():
+        wide = astype(a, mx.float64)
+        leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
+        return mx.concatenate(same_batch(rest, leverage), axis=-1)
+
+
+# Trailing dimensions of a, b, w and l2, and of the factor and x.
+_BARS, _HINTS = (2, 2, 1, 2), (*CORES, 2)
+
+
+def _plain_bar(kind, which):
+    """One of the cotangents that :func:`_plain` has, for each problem of the batch and, of w and l2, for each entry."""
+
+    def bar_of(a, b, w, l2, bar, *hints):
+        batch, (m, n) = bar.shape[:-2], a.shape[-2:]
+        shapes = (m, n), b.shape[-2:], (m,), (n, 1), *(x.shape[-c:] for x, c in zip(hints, _HINTS, strict=True))
+        with on_cpu():
+            full = zip((a, b, w, l2, *hints), shapes, strict=True)
+            full = [mx.broadcast_to(x, (*batch, *shape)) for x, shape in full]
+        return mx.vjp(lambda *moving: _plain(kind, *moving, *full[4:]), full[:4], [bar])[1][which]
+
+    return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
+
+
+def _build(kind):
+    plain_bars = [_plain_bar(kind, which) for which in range(4)]
+
+    def vjp(out, bar, a, b, w, l2, *hints):
+        *hints, half, u = hints
+        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
+        return [attached(a, b, w, l2, bar, *hints, value) for attached, value in zip(plain_bars, fast, strict=True)]
+
+    def jvp(out, tangents, a, b, w, l2, *hints):
+        moving = [a, b, w, l2]
+        with on_cpu():
+            along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
+        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
+
+    return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
+
+
+def _bars(kind, out, bar, b, w, f: Factor, half, u):
+    """The four cotangents by the products of U, as in the head of this file."""
+    k, dtype = b.shape[-1], u.dtype
     with on_cpu():
         rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], half))
         kept = None if kind != "truncated" else astype(f.kept, dtype)[..., None, :]
@@ -138,8 +210,7 @@ def _bars(kind, out, bar, dtype, b, w, f: Factor, half, u):
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
         uz = u @ _t(zeta)
         b_bar = rho + weight * uz
-        t = mx.addmm(2 * gu, b_bar, -xi)
-        t = mx.addmm(t, weight * rest, zeta)
+        t = mx.addmm(2 * gu, mx.concatenate([b_bar, weight * rest], -1), mx.concatenate([-xi, zeta], -2))
         a_bar = mx.addmm(t, weight * u, m) @ _t(narrow)
         w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2
     with on_cpu():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._place import astype, on_cpu
-from ._fit import fit
+from ._fit import Fit
 from ._leave_one_out import intercept, merged, per_target, squares_and_freedom
 from ._problem import Problem
 
@@ -50,7 +50,7 @@ class Uncertainty(NamedTuple):
 def uncertainty(p: Problem) -> Uncertainty:
     """Of a problem that is not wide, or in float64."""
     q = per_target(p)
-    f = fit(q)
+    f = Fit(q)
     k = p.b.shape[-1]
     with on_cpu():
         squares, free = squares_and_freedom(p, f)
