@@ -1,7 +1,7 @@
 """What leave-one-out costs beside the loss of the best fit: ``python -m benchmarks.leave_one_out [--pairs N]``.
 
-Printed are medians and quartiles of the times of a forward and backward pass through ``projected_loss`` and through
-``loo_loss``, measured in turns, and of their ratios, pair by pair:
+Printed are medians and quartiles of the milliseconds of a forward and backward pass through ``projected_loss`` and
+through ``loo_loss``, measured in turns, and of their ratios, pair by pair:
 
 - the gradient with respect to features (4096, 128) in float32, 8 targets; the penalty fixed, and learned, too;
 - a compiled training step of the backbone of ``examples/digits.py`` (64 features of 200 digits, 10 classes).
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from importlib import import_module
 from time import perf_counter
 
 import mlx.core as mx
@@ -44,13 +45,12 @@ def of_features(method, learn_l2):
 
 def training_step(method):
     sys.path.insert(0, str(ROOT / "examples"))
-    from digits import BATCH, CLASSES, FEATURES, backbone, digits
-
+    example = import_module("digits")
     mx.random.seed(0)
-    (x, labels), _ = digits(test=360)
-    x, y = x[:BATCH], mx.eye(CLASSES)[labels[:BATCH]]
-    model = Model(backbone(), LeastSquaresReadout(FEATURES, CLASSES, l2=1.0, learn_l2=True))
-    optimizer = optim.Adam(1e-5)  # so slow that every step has the same work to do
+    (x, labels), _ = example.digits(test=360)
+    x, y = x[: example.BATCH], mx.eye(example.CLASSES)[labels[: example.BATCH]]
+    readout = LeastSquaresReadout(example.FEATURES, example.CLASSES, l2=1.0, learn_l2=True)
+    model, optimizer = Model(example.backbone(), readout), optim.Adam(1e-5)  # so slow that all steps are alike
     gradient = nn.value_and_grad(model, lambda: getattr(model.readout, method)(model.features(x), y))
     state = [model.state, optimizer.state]
 
@@ -76,9 +76,9 @@ def main():
                 calls[j]()
                 times[i, j] = 1e3 * (perf_counter() - start)
         times = times[3:]  # the first calls compile
-        columns = {**{f"{m} [ms]": times[:, j] for j, m in enumerate(METHODS)}, "ratio": times[:, 1] / times[:, 0]}
-        shown = (f"{m} {q[1]:.2f} ({q[0]:.2f} .. {q[2]:.2f})" for m, t in columns.items() for q in [np.percentile(t, [25, 50, 75])])
-        print(f"{name:14}", *shown, sep="  ")
+        columns = {m: times[:, j] for j, m in enumerate(METHODS)} | {"ratio": times[:, 1] / times[:, 0]}
+        shown = [(label, *np.percentile(values, [50, 25, 75])) for label, values in columns.items()]
+        print(f"{name:14}", *("{} {:.2f} ({:.2f} .. {:.2f})".format(*part) for part in shown), sep="  ")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import mlx.core as mx
 
 from .. import _dtypes
 from .._attach import attach_like
-from .._factor import BLOCK, Factor, factor, solve_value
+from .._blocks import BLOCK, same_batch
+from .._factor import Factor, factor
 from .._place import astype, large, on_cpu
 from .._products import product
 from .._ridge import _inverse
-from .._ridge_values import Inverse, solution
+from .._ridge_values import solution
+from .._values import solve_value
 from ._problem import Problem
-from ._row_rules import attach_rows, inverse_of, root, same_batch, solution_of
+from ._row_rules import attach_rows, inverse_of, root, solution_of
 
 
 class Fit:
@@ -84,13 +86,13 @@ class Fit:
 def _minimum_norm(p: Problem, b):
     """The kind of R, its factor, and the solution for ``b`` in float64."""
     f, left = factor(p.a, p.w, entries=p.entries)
-    return "truncated", f, solve_value(p.a, b, p.w, f, left)
+    return "truncated", f, solve_value(p.a, b, p.w, None, f, left)
 
 
 def _penalized(p: Problem, b, l2):
     route = "feature" if l2.shape[-2] > 1 or p.entries != mx.float64 else "shared"
-    constants, left = _inverse(p.a, p.w, l2, route, p.entries)
-    x, f = solution(constants, p.a, b, p.w, l2, left), constants.f
+    constants, known = _inverse(p.a, p.w, l2, route, p.entries, b)
+    x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
     if constants.route == "feature":  # The factor, which has an axis for targets, is of K + L.
         with on_cpu():
             f = Factor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
@@ -100,7 +102,8 @@ def _penalized(p: Problem, b, l2):
 # --- Values ---------------------------------------------------------------------------------------
 # Rounding leaves means c of A and d of b, which residuals and leverages feel at first order. With the weighted means
 # <.> over the rows, and x_1 = R A^T D 1 = sum(w) R c,
-#     (b_i - d) - (a_i - c) x = q_i - <q>,  q = b - A x,       (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A R c.
+#     (b_i - d) - (a_i - c) x = q_i - <q>,  q = b - A x,
+#     (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A R c.
 
 
 def _rows(p: Problem, half, kept, x):
@@ -110,7 +113,7 @@ def _rows(p: Problem, half, kept, x):
         u, ax = a @ half, a @ x
         rows.append(u.astype(p.a.dtype))
         parts.append((b - ax[..., :k], (u * u) @ kept, ax[..., k:]))
-    q, squares, t = (mx.concatenate(part, axis=-2) for part in zip(*parts, strict=True))
+    q, squares, t = (mx.concatenate(list(part), axis=-2) for part in zip(*parts, strict=True))
     if p.means is not None:
         t = t / _total(p)
         q, squares = q - _mean(p, q), squares - 2 * t + _mean(p, t)

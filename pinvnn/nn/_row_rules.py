@@ -1,30 +1,31 @@
 """Residuals and leverages of all rows, as one function with one derivative.
 
-With R = (K + L)^-1, K = A^T D A, or K^+ truncated where there is no penalty, x = R A^T D b:
+With R = (K + L)^-1, K = A^T D A, or K^+ truncated where there is no penalty, and the solution x = R A^T D b:
 
     r = b - A x,    h_i = a_i R a_i^T.
 
-Let R = W W^T and U = A W, so that h_i = |u_i|^2, and xi = U^T D b, A x = U xi. The cotangents rho of r and g of h give
-z = R x_bar = W zeta with zeta = -U^T rho, and with C = U^T diag(g) U
+Let R = W W^T and U = A W, so that h_i = |u_i|^2, and xi = U^T D b, so that A x = U xi. The cotangents rho of r and g of
+h give x_bar = -A^T rho, R x_bar = W zeta with zeta = -U^T rho, and with C = U^T diag(g) U
 
-    A_bar = (2 diag(g) U - D U 2C - b_bar xi^T + D r zeta^T) W^T,    b_bar = rho + D U zeta,
-    w_bar_i = r_i . (U zeta)_i - u_i C u_i^T,    L_bar = -z o x - diag(W C W^T).
+    A_bar = (2 diag(g) U - 2 D U C - b_bar xi^T + D r zeta^T) W^T,    b_bar = rho + D U zeta,
+    w_bar_i = r_i . (U zeta)_i - u_i C u_i^T,    L_bar = -(W zeta) o x - diag(W C W^T).
 
 All large products have U in them, whose entries are of one size whatever the condition of A, so that they may be
-summed in float32: their errors pass W once, as those of A do. (From A and Y = A R they would pass it twice.)
+summed in float32: their errors pass W once, as those of A do. (In A and Y = A R they would pass it twice.)
 
-A truncated R is W_k W_k^T with W_k = V_k diag(1 / s_k). Let W have V_d, too, the dropped vectors, unscaled. Above, U, xi
-and zeta are then those of the kept columns, and the turning of the kept subspace, S in ``_spectral``, adds D U Q W^T to
-A_bar, and u_i Q u_i^T / 2 to w_bar_i:
+A truncated R is W_k W_k^T with W_k = V_k diag(1 / s_k). Let W have the dropped vectors V_d, too, unscaled. U, xi and
+zeta above are then those of the kept columns, and the turning of the kept subspace (S in ``_spectral``) adds
+D U Q W^T to A_bar and u_i Q u_i^T / 2 to w_bar_i, with
 
-    Q_kd = Q_dk = (2C + zeta xi^T + xi zeta^T)_kd / (s_k^2 - s_d^2),  zero elsewhere.
+    Q_kd = Q_dk = (2 C + zeta xi^T + xi zeta^T)_kd / (s_k^2 - s_d^2),    zero elsewhere.
 
-At second order the rule is the derivative of :func:`_plain`, whose ingredients are attached values and products.
+From second order on, the rule is the derivative of :func:`_plain`, which is made of attached values and products.
 """
 
 import mlx.core as mx
 
 from .._attach import attach, attach_like
+from .._blocks import same_batch
 from .._factor import CORES, Factor
 from .._place import astype, large, on_cpu
 from .._products import gram
@@ -45,7 +46,8 @@ def root(kind, f: Factor, l2, shape):
             half = f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
             return mx.stop_gradient(half), f.kept[..., None]
         d = _denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
-        return mx.stop_gradient(f.v * (_t(mx.sqrt(d)) * f.r)), mx.ones((shape[-1], 1), mx.float64)
+        half = f.v * f.r if f.full else f.v * (_t(mx.sqrt(d)) * f.r)
+        return mx.stop_gradient(half), mx.ones((shape[-1], 1), mx.float64)
 
 
 def inverse_of(kind, a, w, l2, f: Factor):
@@ -61,19 +63,13 @@ def inverse_of(kind, a, w, l2, f: Factor):
 
 
 def solution_of(kind, a, b, w, l2, f: Factor, value):
-    """x as a function of A, b, w and L, in the dtype of A."""
+    """The solution as a function of A, b, w and L, in the dtype of A; ``value`` is what it is, in float64."""
     if kind == "truncated":
         return attach_solve(a, b, w, f, value)
     if kind == "feature":  # A factorization for each target, in general.
         with on_cpu():
             f = Factor(f.v[..., None, :, :], f.s[..., None, :], f.kept[..., None, :], f.r[..., None, :, :])
     return attach_ridge(a, b, w, l2, Inverse(f, kind), value)
-
-
-def same_batch(*arrays):
-    """The arrays ``(..., i, j)``, broadcast to the same batch dimensions."""
-    batch = mx.broadcast_shapes(*(x.shape[:-2] for x in arrays))
-    return [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
 
 
 def _plain(kind, a, b, w, l2, *hints):
@@ -106,134 +102,71 @@ def _plain_bar(kind, which):
     return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
 
 
-def _build(kind):
-    plain_bars = [_plain_bar(kind, which) for which in range(4)]
-
-    def vjp(out, bar, a, b, w, l2, *hints):
-        *hints, half, u = hints
-        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
-        return [attached(a, b, w, l2, bar, *hints, value) for attached, value in zip(plain_bars, fast, strict=True)]
-
-    def jvp(out, tangents, a, b, w, l2, *hints):
-        moving = [a, b, w, l2]
-        with on_cpu():
-            along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
-        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
-
-    return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
-
-
 def _bars(kind, out, bar, b, w, f: Factor, half, u):
-    """The four cotangents by the products of U, as in the head of this file."""
-    k, dtype = b.shape[-1], u.dtype
+    """The four cotangents by the products of U, as in the head of this file; None for what is no argument."""
+    k, dtype, truncated, weighted = b.shape[-1], u.dtype, kind == "truncated", w.shape[-1] == u.shape[-2]
     with on_cpu():
         rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], half))
-        kept = None if kind != "truncated" else astype(f.kept, dtype)[..., None, :]
-        turning = None if kind != "truncated" else astype(split_weight(f), dtype)
+        kept, turn = (astype(x, dtype) for x in (f.kept[..., None, :], split_weight(f))) if truncated else (1, 0)
     with large(dtype):
         weight = w[..., None]
-        gu, wu = g * u, u if w.shape[-1] == 1 else weight * u  # one weight for all rows is 1
+        gu, wu = g * u, weight * u if weighted else u  # one weight for all rows is 1
         c = 2 * (_t(u) @ gu)
         both = _t(mx.concatenate([weight * b, -rho], axis=-1)) @ u
-        xi, zeta = both[..., :k, :], both[..., k:, :]  # transposed
-        if kept is None:
-            m = -c
-        else:
+        xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
+        if truncated:
             z = _t(zeta) @ xi
-            m = (turning + _t(turning)) * (c + z + _t(z)) - c * kept * _t(kept)
+            m = (turn + _t(turn)) * (c + z + _t(z)) - c * kept * _t(kept)
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
+        # Here -b_bar xi^T is -rho xi^T - D U (zeta xi^T).
+        thin, flat = mx.concatenate([weight * rest, -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
+        a_bar = mx.addmm(mx.addmm(gu, thin, flat, beta=2.0), wu, m - _t(zeta) @ xi) @ _t(narrow)
         uz = u @ _t(zeta)
         b_bar = rho + weight * uz
-        # -b_bar xi^T = -rho xi^T - D U (zeta xi^T)
-        t = mx.addmm(gu, mx.concatenate([weight * rest, -rho], -1), mx.concatenate([zeta, xi], -2), beta=2.0)
-        a_bar = mx.addmm(t, wu, m - _t(zeta) @ xi) @ _t(narrow)
-        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2
+        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2 if weighted else None
+    if truncated:
+        return a_bar, b_bar, w_bar, None
     with on_cpu():
-        wide = astype(a, mx.float64)
-        leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
-        return mx.concatenate(same_batch(rest, leverage), axis=-1)
-
-
-# Trailing dimensions of a, b, w and l2, and of the factor and x.
-_BARS, _HINTS = (2, 2, 1, 2), (*CORES, 2)
-
-
-def _plain_bar(kind, which):
-    """One of the cotangents that :func:`_plain` has, for each problem of the batch and, of w and l2, for each entry."""
-
-    def bar_of(a, b, w, l2, bar, *hints):
-        batch, (m, n) = bar.shape[:-2], a.shape[-2:]
-        shapes = (m, n), b.shape[-2:], (m,), (n, 1), *(x.shape[-c:] for x, c in zip(hints, _HINTS, strict=True))
-        with on_cpu():
-            full = zip((a, b, w, l2, *hints), shapes, strict=True)
-            full = [mx.broadcast_to(x, (*batch, *shape)) for x, shape in full]
-        return mx.vjp(lambda *moving: _plain(kind, *moving, *full[4:]), full[:4], [bar])[1][which]
-
-    return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
-
-
-def _build(kind):
-    plain_bars = [_plain_bar(kind, which) for which in range(4)]
-
-    def vjp(out, bar, a, b, w, l2, *hints):
-        *hints, half, u = hints
-        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
-        return [attached(a, b, w, l2, bar, *hints, value) for attached, value in zip(plain_bars, fast, strict=True)]
-
-    def jvp(out, tangents, a, b, w, l2, *hints):
-        moving = [a, b, w, l2]
-        with on_cpu():
-            along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
-        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
-
-    return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
-
-
-def _bars(kind, out, bar, b, w, f: Factor, half, u):
-    """The four cotangents by the products of U, as in the head of this file."""
-    k, dtype = b.shape[-1], u.dtype
-    with on_cpu():
-        rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], half))
-        kept = None if kind != "truncated" else astype(f.kept, dtype)[..., None, :]
-        turning = None if kind != "truncated" else astype(split_weight(f), dtype)
-    with large(dtype):
-        weight = w[..., None]
-        gu = g * u
-        c = 2 * (_t(u) @ gu)
-        both = _t(mx.concatenate([weight * b, -rho], axis=-1)) @ u
-        xi, zeta = both[..., :k, :], both[..., k:, :]  # transposed
-        if kept is None:
-            m = -c
-        else:
-            z = _t(zeta) @ xi
-            m = (turning + _t(turning)) * (c + z + _t(z)) - c * kept * _t(kept)
-            gu, xi, zeta = gu * kept, xi * kept, zeta * kept
-        uz = u @ _t(zeta)
-        b_bar = rho + weight * uz
-        t = mx.addmm(2 * gu, mx.concatenate([b_bar, weight * rest], -1), mx.concatenate([-xi, zeta], -2))
-        a_bar = mx.addmm(t, weight * u, m) @ _t(narrow)
-        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2
-    with on_cpu():
-        wide = [astype(x, mx.float64) for x in (zeta, xi, c)]
-        zeta, xi, c = wide
+        zeta, xi, c = (astype(x, mx.float64) for x in (zeta, xi, c))
         zx = mx.sum((half @ _t(zeta)) * (half @ _t(xi)), axis=-1, keepdims=True)
         l2_bar = -zx - mx.sum((half @ c) * half, axis=-1, keepdims=True) / 2
     return a_bar, b_bar, w_bar, l2_bar
+
+
+def _build(kind):
+    plain_bars = [_plain_bar(kind, which) for which in range(4)]
+
+    def vjp(out, bar, a, b, w, l2, *hints):
+        *hints, half, u = hints
+        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
+        pairs = zip(plain_bars, fast, strict=True)
+        return [None if v is None else attached(a, b, w, l2, bar, *hints, v) for attached, v in pairs]
+
+    def jvp(out, tangents, a, b, w, l2, *hints):
+        moving = [a, b, w, l2]
+        with on_cpu():
+            along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
+        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
+
+    return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
 
 
 _rules = {kind: _build(kind) for kind in ("truncated", "shared", "feature")}
 
 
 def attach_rows(kind, a, b, w, l2, f: Factor, x, half, u, value):
-    """``value`` (..., m, k + 1), float64, as residuals and leverages.
+    """Residuals and leverages ``(..., m, k + 1)``, float64: ``value``, with its derivatives.
 
     Args:
         kind: "truncated"; "shared", where ``f`` is the factor of A; or "feature", where it is that of K + L.
-        a, b, w, l2: The problem, with weights ``(..., 1 or m)`` and a penalty ``(..., 1 or n, 1)``.
-        f: Its factor.
+        a: ``(..., m, n)``.
+        b: ``(..., m, k)``.
+        w: ``(..., m)``, or ones ``(1,)``.
+        l2: ``(..., 1 or n, 1)``, float64.
+        f: A factor, without an axis for targets.
         x: The solution in float64.
         half: W.
         u: U in the dtype of ``a``.
-        value: What is attached.
+        value: The constant.
     """
     return _rules[kind](a, b, w, l2, *f, x, half, u, value)
