@@ -112,7 +112,7 @@ def _bars(kind, out, bar, b, w, f: Factor, half, u):
         weight = w[..., None]
         gu, wu = g * u, weight * u if weighted else u  # one weight for all rows is 1
         c = 2 * (_t(u) @ gu)
-        both = _t(mx.concatenate([weight * b, -rho], axis=-1)) @ u
+        both = _t(_t(u) @ mx.concatenate([weight * b, -rho], axis=-1))
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
             z = _t(zeta) @ xi

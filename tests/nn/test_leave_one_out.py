@@ -155,12 +155,15 @@ def test_vectors_dtypes_and_compile():
 def test_float32_agrees_with_float64_at_condition_1e4():
     rng = np.random.default_rng(0)
     x = array(rng.normal(size=(60, N)) * [1, 1e-2, 1e-4] @ np.linalg.qr(rng.normal(size=(N, N)))[0], mx.float32)
-    y, _, _ = data(60, mx.float32, seed=1)
-    wide = x.astype(mx.float64), y.astype(mx.float64)
-    for readout in (LeastSquaresReadout(N, N), LeastSquaresReadout(N, N, l2=1e-7)):
-        got, want = (mx.value_and_grad(readout.loo_loss)(*v) for v in ((x, y), wide))
-        assert abs(got[0].item() - want[0].item()) < 1e-5 * want[0].item()
-        assert np.linalg.norm(np.array(got[1]) - np.array(want[1])) < 1e-3 * np.linalg.norm(np.array(want[1]))
+    y, _, w = data(60, mx.float32, seed=1)
+    wide = tuple(v.astype(mx.float64) for v in (x, y, w))
+    for bias, tolerance in ((True, 1e-3), (False, 1e-6)):  # rounding the centred rows costs cond(A) eps
+        for l2 in (0.0, 1e-7):
+            loss = mx.value_and_grad(LeastSquaresReadout(N, N, l2=l2, bias=bias).loo_loss, argnums=(0, 1, 2))
+            got, want = loss(x, y, w), loss(*wide)
+            assert abs(got[0].item() - want[0].item()) < 1e-5 * want[0].item()
+            for slope, expected in zip(*(map(np.array, v[1]) for v in (got, want)), strict=True):
+                assert np.linalg.norm(slope - expected) < tolerance * np.linalg.norm(expected)
 
 
 # --- Derivatives ----------------------------------------------------------------------------------
