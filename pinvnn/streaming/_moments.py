@@ -112,19 +112,19 @@ def _centred(x, y, w, bias):
     if w is not None:
         w = w.astype(mx.float64)[:, None]
         w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
-    each = mx.ones((x.shape[0], 1), mx.float64) if w is None else w
-    count = mx.sum(each)
-    x, x_mean = _centre(x, each, count, bias)
-    y, y_mean = _centre(y, each, count, bias)
+    count = mx.array(float(x.shape[0]), mx.float64) if w is None else mx.sum(w)
+    x, x_mean = _centre(x, w, count, bias)
+    y, y_mean = _centre(y, w, count, bias)
     wx, wy = (x, y) if w is None else (w * x, w * y)
     return Moments(count, x_mean, y_mean, wx.T @ x, wx.T @ y, mx.sum(wy * y, axis=0))
 
 
-def _centre(x, each, count, bias):
+def _centre(x, w, count, bias):
     if not bias:
         return x, mx.zeros(x.shape[1:], mx.float64)
-    # Not [0], whose gradient is a scatter, which has no forward derivative in MLX.
-    mean = (each.T @ x).reshape(x.shape[1]) / _or_one(count)
+    # Without weights a sum is twice as fast. Not [0], whose gradient is a scatter, which has no forward derivative.
+    total = mx.sum(x, axis=0) if w is None else (w.T @ x).reshape(x.shape[1])
+    mean = total / _or_one(count)
     return x - mean, mean
 
 

@@ -223,7 +223,7 @@ class ReadoutStatistics:
         x, y, weights = check_rows(name, x, y, weights, (self.input_dims, self.output_dims))
         if weights is not None:
             check_weights(name, weights)
-        batch = reduce(_merged, map(_evaluated, block_moments(x, y, weights, self.bias)))
+        batch = reduce(_merged, block_moments(x, y, weights, self.bias))
         if not finite(batch):  # The sums have seen every value, so looking at each one is only worth it now.
             refuse_values(name, x, y)
         return batch, _dtypes.working(x, y)
