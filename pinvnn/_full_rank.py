@@ -129,7 +129,7 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         left = None
         if a.dtype == mx.float64:
             f, *left = corrected(f, a, w)
-        return Certified(f, rest[0] if rest else None, left and tuple(left))
+        return Certified(f, rest[0] if rest else None, None if left is None else (left[0], left[1]))
 
 
 def certain(found: Cholesky, shape, entries) -> bool:

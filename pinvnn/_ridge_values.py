@@ -38,7 +38,7 @@ def scales(inverse: Inverse):
     return _t(inverse.f.r[..., 0]) if inverse.route == "feature" else inverse.f.r
 
 
-def _denominator(inverse: Inverse, l2, shape):
+def denominator(inverse: Inverse, l2, shape):
     """1 / (s^2 + r^2 l2), ``(..., n, k)``; NaN for a target whose system is singular to working precision."""
     f = inverse.f
     s, nan = f.s[..., None], mx.array(float("nan"), mx.float64)
@@ -55,7 +55,7 @@ def _denominator(inverse: Inverse, l2, shape):
 def _by_vectors(inverse: Inverse, l2, shape, x):
     """``R x / r^2`` of the primal routes, ``V diag(d) V^T x``; column by column if targets have their own matrices."""
     f, v = inverse.f, inverse.f.v
-    d = None if f.full else _denominator(inverse, l2, shape)
+    d = None if f.full else denominator(inverse, l2, shape)
     if inverse.route == "feature" and v.shape[-3] == 1:
         v, d = v[..., 0, :, :], None if d is None else d[..., 0, :, :]
     elif inverse.route == "feature":
@@ -70,7 +70,7 @@ def apply(inverse: Inverse, a, w, l2, x):
     with on_cpu():
         if inverse.route != "dual":
             return _by_vectors(inverse, l2, a.shape, x)
-        f, d = inverse.f, _denominator(inverse, l2, a.shape)
+        f, d = inverse.f, denominator(inverse, l2, a.shape)
         root = mx.sqrt(w)[..., None] * f.r
         inner = f.v @ (d * (_t(f.v) @ (root * (a @ x))))
         return (x - _t(a) @ (root * inner)) / (l2 * f.r * f.r)
@@ -81,17 +81,18 @@ def solution(inverse: Inverse, a, b, w, l2, known=None):
     left, rhs = known or Known()
     with on_cpu():
         f, r = inverse.f, scales(inverse)
-        if inverse.route != "dual" and left is None:
+        root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
+        if inverse.route == "dual":
+            d = denominator(inverse, l2, a.shape)
+            inner = f.v @ (d * (_t(f.v) @ (root * b))) * r * r
+            return _t(a) @ (root * inner)
+        if left is None:
             x = _by_vectors(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs) * (r * r)
             if f.full and a.dtype == mx.float64:  # once more, for what the right-hand side has lost to its sums
                 rest = cross(a, residual(a, b, x), w) - l2 * x
                 x = x + _by_vectors(inverse, l2, a.shape, rest) * (r * r)
             return x
-        d = _denominator(inverse, l2, a.shape)
-        root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
-        if inverse.route == "dual":
-            inner = f.v @ (d * (_t(f.v) @ (root * b))) * r * r
-            return _t(a) @ (root * inner)
+        d = denominator(inverse, l2, a.shape)
         right, u = root * b, left[..., : a.shape[-2], :]
         if inverse.route == "feature":
             return _t((f.v @ (d * f.s[..., None] * (_t(u) @ _t(right)[..., None])))[..., 0]) * r

@@ -29,7 +29,8 @@ from .._blocks import same_batch
 from .._factor import CORES, Factor
 from .._place import astype, large, on_cpu
 from .._products import gram
-from .._ridge_rules import Inverse, _denominator, attach_ridge, gram_normal
+from .._ridge_rules import attach_ridge, gram_normal
+from .._ridge_values import Inverse, denominator
 from .._rules import attach_solve
 from .._spectral import inverse, split_weight
 
@@ -45,8 +46,11 @@ def root(kind, f: Factor, l2, shape):
             on = f.kept > 0
             half = f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
             return mx.stop_gradient(half), f.kept[..., None]
-        d = _denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
-        half = f.v * f.r if f.full else f.v * (_t(mx.sqrt(d)) * f.r)
+        if f.full:
+            half = f.v * f.r
+        else:
+            d = denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
+            half = f.v * (_t(mx.sqrt(d)) * f.r)
         return mx.stop_gradient(half), mx.ones((shape[-1], 1), mx.float64)
 
 
