@@ -114,8 +114,8 @@ def _bars(kind, out, bar, b, w, f: Factor, half, u):
         kept, turn = (astype(x, dtype) for x in (f.kept[..., None, :], split_weight(f))) if truncated else (1, 0)
     with large(dtype):
         weight = w[..., None]
-        gu, wu = g * u, weight * u if weighted else u  # one weight for all rows is 1
-        c = 2 * (_t(u) @ gu)
+        gu, wu = (2 * g) * u, weight * u if weighted else u  # one weight for all rows is 1
+        c = _t(u) @ gu
         both = _t(_t(u) @ mx.concatenate([weight * b, -rho], axis=-1))
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
@@ -124,7 +124,7 @@ def _bars(kind, out, bar, b, w, f: Factor, half, u):
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
         # Here -b_bar xi^T is -rho xi^T - D U (zeta xi^T).
         thin, flat = mx.concatenate([weight * rest, -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
-        a_bar = mx.addmm(mx.addmm(gu, thin, flat, beta=2.0), wu, m - _t(zeta) @ xi) @ _t(narrow)
+        a_bar = mx.addmm(mx.addmm(gu, thin, flat), wu, m - _t(zeta) @ xi) @ _t(narrow)
         uz = u @ _t(zeta)
         b_bar = rho + weight * uz
         w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2 if weighted else None
