@@ -1,7 +1,6 @@
 """Looking at values, which a lazy graph allows outside of ``mx.compile`` and ``mx.vmap``, and only there."""
 
 import mlx.core as mx
-import numpy as np
 
 from ._blocks import BLOCK, crosses
 from ._place import on_cpu
@@ -34,6 +33,8 @@ def evaluated_crosses(a, rights, w=None):
     m, step = a.shape[-2], _BLOCKS * BLOCK
     if m <= step:
         return crosses(a, rights, w)
+    import numpy as np  # here, since it takes longer to import than all of MLX
+
     totals = [0.0] * len(rights)
     with on_cpu():
         for i in range(0, m, step):

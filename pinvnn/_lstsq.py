@@ -13,7 +13,7 @@ from ._rules import attach_adjoint, attach_solve
 from ._spectral import eigenvalues, inverse
 from ._square_rules import attach_square_solve
 from ._types import LstsqResult
-from ._values import adjoint_value, solve_value, square_value
+from ._values import adjoint_value, known_adjoint_value, known_solve_value, solve_value, square_value
 
 
 def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
@@ -121,12 +121,13 @@ def _solve(a, b, w, rtol, atol, method, whole):
         return x, mx.full(ranks.shape, n, mx.int32), s
     known = full_rank(flat, rtol, atol, w, b if flat is a else None, method)
     if known is not None:
-        f, left = known.factor, None
-        ranks = ranks if method == "cholesky" else mx.full(ranks.shape, min(m, n), mx.int32)
+        f, ranks = known.factor, ranks if method == "cholesky" else mx.full(ranks.shape, min(m, n), mx.int32)
     if flat is not a:
-        return attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left)), ranks, s
+        x = adjoint_value(flat, b, f, left) if known is None else known_adjoint_value(flat, b, known)
+        return attach_adjoint(flat, b, *f, x), ranks, s
     w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-    return attach_solve(a, b, w, f, solve_value(a, b, w, known and known.rhs, f, left)), ranks, s
+    x = solve_value(a, b, w, f, left) if known is None else known_solve_value(a, b, w, known)
+    return attach_solve(a, b, w, f, x), ranks, s
 
 
 def _singular_values(a, w, f: Factor):

@@ -141,9 +141,9 @@ def _inverse(a, w, l2, route, entries, b=None):
             f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
             return Inverse(f, route), Known()
         if l2.shape[-1] == 1 and (route == "shared" or entries == mx.float64):
-            certain = _certain_inverse(a, w, l2, entries, b)
-            if certain is not None:
-                return certain
+            by_cholesky = _certain_inverse(a, w, l2, entries, b)
+            if by_cholesky is not None:
+                return by_cholesky
         if route == "shared":
             f, left = factor(a, w, method=driver, entries=entries)
             return Inverse(f, route), Known(left)
@@ -163,10 +163,12 @@ def _certain_inverse(a, w, l2, entries, b):
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, a.shape[-1]), entries)
     if not certain(found, a.shape[-2:], entries):
         return None
-    f = found.factor
-    if entries == mx.float64:
-        f, *_ = corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], mx.swapaxes(l2, -1, -2))
-    return Inverse(f, "feature"), Known(None, *rhs)
+    rhs = rhs[0] if rhs else None
+    if entries != mx.float64:
+        return Inverse(found.factor, "feature"), Known(None, rhs)
+    rows, weights = a[..., None, :, :], None if w is None else w[..., None, :]
+    f, *_ = corrected(found.factor, rows, weights, mx.swapaxes(l2, -1, -2))
+    return Inverse(f, "feature"), Known(None, rhs, found.factor)
 
 
 def _augmented_inverse(a, w, l2):

@@ -7,6 +7,7 @@ import mlx.core as mx
 from . import _dtypes
 from ._blocks import cross, residual
 from ._factor import Factor
+from ._full_rank import REFINEMENTS
 from ._place import on_cpu
 
 
@@ -23,10 +24,11 @@ class Inverse(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a factorization leaves behind for the solution: left singular vectors of an SVD, A^T D b, or neither."""
+    """What a factorization leaves behind for the solution: left singular vectors of an SVD, A^T D b, a rough factor."""
 
     left: mx.array | None = None
     rhs: mx.array | None = None
+    rough: Factor | None = None
 
 
 def _t(x):
@@ -78,7 +80,7 @@ def apply(inverse: Inverse, a, w, l2, x):
 
 def solution(inverse: Inverse, a, b, w, l2, known=None):
     """The constant ``W``, float64."""
-    left, rhs = known or Known()
+    left, rhs, rough = known or Known()
     with on_cpu():
         f, r = inverse.f, scales(inverse)
         root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
@@ -87,8 +89,9 @@ def solution(inverse: Inverse, a, b, w, l2, known=None):
             inner = f.v @ (d * (_t(f.v) @ (root * b))) * r * r
             return _t(a) @ (root * inner)
         if left is None:
+            inverse = inverse if rough is None else inverse._replace(f=rough)
             x = _by_vectors(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs) * (r * r)
-            if f.full and a.dtype == mx.float64:  # once more, for what the right-hand side has lost to its sums
+            for _ in range(0 if rough is None else REFINEMENTS):
                 rest = cross(a, residual(a, b, x), w) - l2 * x
                 x = x + _by_vectors(inverse, l2, a.shape, rest) * (r * r)
             return x

@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from ._blocks import cross, h, residual, stack, times
 from ._factor import Factor
-from ._full_rank import Certified
+from ._full_rank import REFINEMENTS, Certified
 from ._place import large, on_cpu
 
 
@@ -58,17 +58,21 @@ def known_pinv_value(a, known: Certified):
         return x @ _t(q)
 
 
-def solve_value(a, b, w, rhs, f: Factor, left=None):
-    """``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, for the matrix that ``f`` factors.
-
-    ``rhs`` is A^H D b, stacked, if it is known.
-    """
+def solve_value(a, b, w, f: Factor, left=None):
+    """``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, for the matrix that ``f`` factors."""
     with on_cpu():
-        if left is not None:
-            b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
-            return right_rows(f, 1) @ (_t(left) @ b) * f.r
+        if left is None:
+            return inverse_value(f, cross(a, b, w)) * f.r * f.r
+        b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
+        return right_rows(f, 1) @ (_t(left) @ b) * f.r
+
+
+def known_solve_value(a, b, w, known: Certified):
+    """The same at full rank."""
+    with on_cpu():
+        f, rhs = known.rough, known.rhs
         x = inverse_value(f, cross(a, b, w) if rhs is None else rhs) * f.r * f.r
-        if f.full and a.dtype == mx.float64:  # the normal equations again, for what their right-hand side has lost
+        for _ in range(REFINEMENTS if a.dtype == mx.float64 else 0):
             x = x + inverse_value(f, cross(a, residual(a, b, x), w)) * f.r * f.r
         return x
 
@@ -85,7 +89,13 @@ def adjoint_value(a, x, f: Factor, left=None):
     with on_cpu():
         if left is not None:
             return (left @ (_t(right_rows(f, 1)) @ x) * f.r).astype(a.dtype)
-        y = times(a, inverse_value(f, stack(x)) * f.r * f.r)
-        if f.full and a.dtype == mx.float64:
-            y = y + times(a, inverse_value(f, x - cross(a, y)) * f.r * f.r)
+        return times(a, inverse_value(f, stack(x)) * f.r * f.r)
+
+
+def known_adjoint_value(a, x, known: Certified):
+    """The same at full rank."""
+    with on_cpu():
+        y = adjoint_value(a, x, known.rough)
+        for _ in range(REFINEMENTS if a.dtype == mx.float64 else 0):
+            y = y + adjoint_value(a, x - cross(a, y), known.rough)
         return y

@@ -86,7 +86,7 @@ class Fit:
 def _minimum_norm(p: Problem, b):
     """The kind of R, its factor, and the solution for ``b`` in float64."""
     f, left = factor(p.a, p.w, entries=p.entries)
-    return "truncated", f, solve_value(p.a, b, p.w, None, f, left)
+    return "truncated", f, solve_value(p.a, b, p.w, f, left)
 
 
 def _penalized(p: Problem, b, l2):
