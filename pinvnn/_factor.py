@@ -55,7 +55,7 @@ cholesky = constant(lambda x: mx.linalg.cholesky(x, stream=CPU), 1)
 tri_inv = constant(lambda x: mx.linalg.tri_inv(x, stream=CPU), 1)
 
 
-def _svd(a):
+def svd(a):
     """(u, s, v) of ``a`` by LAPACK, which keeps the digits of badly scaled columns but not of rows.
 
     MLX hands a row-major matrix to a column-major LAPACK, so that ``a`` itself gets there as its transpose.
@@ -74,7 +74,7 @@ def thin_svd(a):
     """
     n = a.shape[-1]
     if a.shape[-2] < 4 * n:
-        u, s, v = _svd(a)
+        u, s, v = svd(a)
         return u[..., :n], s, v
     _, v = _eigh(cross(a, a))
     v = v[..., ::-1]
@@ -87,7 +87,7 @@ def thin_svd(a):
         noise = norms <= n * _dtypes.eps(mx.float64) * mx.max(norms, axis=-1, keepdims=True)
         ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1e-3, shift)[..., None, :]
         lower = mx.tril(cholesky(gram * unit[..., None, :] * unit[..., :, None] + ridge))
-        u, s, w = _svd(_t(lower) * norms[..., None, :])
+        u, s, w = svd(_t(lower) * norms[..., None, :])
         v = v @ w
     return b @ (unit[..., :, None] * (_t(tri_inv(lower)) @ u)), s, v
 

@@ -20,7 +20,7 @@ import mlx.core as mx
 from . import _dtypes, _rank
 from ._blocks import crosses, in_basis
 from ._eager import evaluated_crosses, visible
-from ._factor import Factor, cholesky, gram_scale, non_negative, tolerance, tri_inv, whole
+from ._factor import Factor, cholesky, gram_scale, non_negative, svd, tolerance, tri_inv, whole
 from ._place import CPU, on_cpu
 
 # Largest loss to the Gram matrix, sum_i K_ii (K^-1)_ii, that is taken: what singular vectors lose, too, at condition
@@ -137,6 +137,20 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
             return Certified(f, f, rhs, None)
         better, q, x = corrected(f, a, w)
         return Certified(better, f, rhs, (q, x))
+
+
+def factor_of_inverse(inverse) -> Factor:
+    """The full factor of the square matrix that has this float64 ``inverse``."""
+    with on_cpu():
+        return full_factor(inverse, mx.ones((*inverse.shape[:-2], 1, 1), mx.float64))
+
+
+def with_vectors(f: Factor) -> Factor:
+    """The factor by singular vectors from the full ``f``, finite: V S^-1 Z^T is the decomposition of its V."""
+    with on_cpu():
+        u, s, _ = svd(f.v)
+        s = 1 / s[..., ::-1]
+        return Factor(*map(mx.stop_gradient, (u[..., ::-1], s, mx.ones_like(s), f.r)))
 
 
 def certain(found: Cholesky, shape, entries) -> bool:

@@ -5,7 +5,7 @@ import mlx.core as mx
 from . import _checks, _dtypes, _rank
 from ._blocks import h
 from ._factor import Factor, factor, gram_factor
-from ._full_rank import certified_inverse, full_rank
+from ._full_rank import certified_inverse, factor_of_inverse, full_rank, with_vectors
 from ._pinv import rank
 from ._place import astype, large, on_cpu
 from ._products import gram, sum_over_rows, weigh
@@ -111,23 +111,36 @@ def _solve(a, b, w, rtol, atol, method, whole):
     """Solution, rank and singular values of a problem that is not empty."""
     m, n = a.shape[-2:]
     flat = a if w is not None or m >= n else h(a)
-    f, left = factor(flat, w, rtol, atol, method)
-    ranks, s = rank(a, f), _singular_values(flat, w, f)[..., : min(m, n)]
-    if b.shape[-1] == 0:
-        return mx.zeros((*whole, n, 0), a.dtype), ranks, s
-    # Full rank that is certain needs no singular vectors. Those above are not computed unless they are asked for.
-    if method == "auto" and w is None and (inverse := certified_inverse(a, rtol, atol)) is not None:
-        x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
-        return x, mx.full(ranks.shape, n, mx.int32), s
-    known = full_rank(flat, rtol, atol, w, b if flat is a else None, method)
-    if known is not None:
-        f, ranks = known.factor, ranks if method == "cholesky" else mx.full(ranks.shape, min(m, n), mx.int32)
-    if flat is not a:
-        x = adjoint_value(flat, b, f, left) if known is None else known_adjoint_value(flat, b, known)
-        return attach_adjoint(flat, b, *f, x), ranks, s
     w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-    x = solve_value(a, b, w, f, left) if known is None else known_solve_value(a, b, w, known)
-    return attach_solve(a, b, w, f, x), ranks, s
+
+    def of(x, ranks, f):
+        return x, ranks, _singular_values(flat, w, f)[..., : min(m, n)]
+
+    # Full rank that is certain needs no singular vectors: those of what is found are computed only if asked for.
+    full = mx.full(a.shape[:-2], min(m, n), mx.int32)
+    if b.shape[-1] and method == "auto" and w is None:
+        inverse = certified_inverse(a, rtol, atol)
+        if inverse is not None:
+            x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
+            return of(x, full, with_vectors(factor_of_inverse(inverse)))
+    known = full_rank(flat, rtol, atol, w, b if flat is a else None, method) if b.shape[-1] else None
+    if known is not None:
+        if flat is a:
+            x = attach_solve(a, b, w, known.factor, known_solve_value(a, b, w, known))
+        else:
+            x = attach_adjoint(flat, b, *known.factor, known_adjoint_value(flat, b, known))
+        if method == "auto":
+            return of(x, full, with_vectors(known.factor))
+        f, _ = factor(flat, w, rtol, atol)
+        return of(x, rank(a, f), f)
+    f, left = factor(flat, w, rtol, atol, method)
+    if b.shape[-1] == 0:
+        x = mx.zeros((*whole, n, 0), a.dtype)
+    elif flat is a:
+        x = attach_solve(a, b, w, f, solve_value(a, b, w, f, left))
+    else:
+        x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
+    return of(x, rank(a, f), f)
 
 
 def _singular_values(a, w, f: Factor):
