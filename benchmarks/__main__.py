@@ -48,6 +48,8 @@ def arguments(argv=None):
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder of JSON and plot")
     parser.add_argument("--write-readme", action="store_true", help="put the tables into benchmarks/README.md")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="report an earlier run instead of measuring")
+    parser.add_argument("--add-to", type=Path, metavar="FILE",
+                        help="an earlier run of this machine, whose other rows are kept in the report")
     parser.add_argument("--list", action="store_true", help="print the selected cases and stop")
     return parser.parse_args(argv)
 
@@ -90,6 +92,22 @@ def run(options):
     return found
 
 
+def together(earlier, later):
+    """One report of two runs; a row that both have measured is the later one's."""
+    def name(row):
+        return row["shape"], row["case"]["op"], row["case"]["dtype"], row.get("mode")
+
+    found = dict(later)
+    for part in ("rows", "memory"):
+        again = {name(row) for row in later[part]}
+        found[part] = [row for row in earlier[part] if name(row) not in again] + later[part]
+    measured = {f"{row['case']['op']} {row['shape']} {row['case']['dtype']}" for row in found["rows"]}
+    found["left_out"] = [case for case in earlier["left_out"] + later["left_out"] if case not in measured]
+    found["command"] = f"{earlier['command']}` and `{later['command']}"
+    found["seconds"] = earlier["seconds"] + later["seconds"]
+    return found
+
+
 def _command(words):
     """The command, without the paths of one machine."""
     return shlex.join(["python", "-m", "benchmarks", *("PATH" if Path(x).is_absolute() else x for x in words)])
@@ -116,6 +134,8 @@ def main():
         _print(str(case) for case in selected(options))
         return
     found = json.loads(options.from_json.read_text()) if options.from_json else run(options)
+    if options.add_to:
+        found = together(json.loads(options.add_to.read_text()), found)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(found, indent=1))
     drawn = plot(found, options.out / "times.png")

@@ -17,7 +17,7 @@ SLICE = 0.004  # seconds of calls that one turn times at least
 SLOW = 3.0  # seconds of a call that is its contender's only one
 NEAR = 20  # times the work of the case that a case's time is guessed from
 COMPILING = 20.0  # seconds that a first call may take beyond the limit
-HOPELESS = 0.2  # seconds of a preloaded mx.linalg whose twin without a fast BLAS is left out
+HOPELESS = 2.0  # seconds of a preloaded mx.linalg whose twin without a fast BLAS is left out
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cases
+from benchmarks.__main__ import together
 from benchmarks.exact import Exact, inverse
 from benchmarks.problems import problem
 from benchmarks.reference import reference
@@ -96,6 +97,18 @@ def test_inaccurate_rows_and_peers_do_not_count():
     assert row.counts and row.peers() == {"jax": 3.0}
     results["LAPACK"]["errors"]["10"]["gradient"] = 4e-6
     assert not row.counts
+
+
+def test_two_runs_make_one_report():
+    def run(seconds, **ratios):
+        results = {op: {"pinvnn": _result(ratio, 0.0)} for op, ratio in ratios.items()}
+        rows = [_row(op, (1, 256, 64), result) | {"shape": "256x64"} for op, result in results.items()]
+        left_out = ["ridge 256x64 float32"]
+        return {"rows": rows, "memory": [], "left_out": left_out, "command": f"{seconds}", "seconds": seconds}
+
+    found = together(run(1, pinv=1.0, lstsq=2.0), run(2, lstsq=3.0, ridge=4.0))
+    assert [Row(row).ratio("pinvnn") for row in found["rows"]] == [1.0, 3.0, 4.0]
+    assert found["left_out"] == [] and found["seconds"] == 3
 
 
 @pytest.mark.parametrize(("ratio", "mark"), [(25.0, "[x]"), (15.0, "[ ]")])
