@@ -29,10 +29,6 @@ _LOSS = {mx.float32: 1e12, mx.float64: 1e11}
 # Largest condition number up to which an inverse by LU is taken.
 _CONDITION = 1e8
 
-# Steps of refinement of a float64 value by the factor before its correction: each multiplies the error by cond^2 eps,
-# at most 1e-5 here, down to the error of a QR.
-REFINEMENTS = 2
-
 
 class Cholesky(NamedTuple):
     """A Cholesky factor of r^2 K, and what it says about the singular values of r A, each ``(...)``.
@@ -59,15 +55,13 @@ class Certified(NamedTuple):
 
     Attributes:
         factor: The full :class:`Factor`.
-        rough: The same before it was corrected: for values that are refined, and cheaper where nothing else is used.
         rhs: A^H D b, stacked, or None.
-        left: In float64 Q, ``(..., m, n)``, and X, ``(..., n, n)``, with A^+ = X Q^T (without weights); else None.
+        pair: In float64 Q, ``(..., m, n)``, and X, ``(..., n, n)``, with X Q^T D = (A^T D A)^-1 A^T D; else None.
     """
 
     factor: Factor
-    rough: Factor
     rhs: mx.array | None
-    left: tuple[mx.array, mx.array] | None
+    pair: tuple[mx.array, mx.array] | None
 
 
 def _t(x):
@@ -123,7 +117,8 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         if eager and not visible(a, b, w, rtol, atol):
             return None
         w, rtol, atol = non_negative(w), tolerance(rtol), tolerance(atol)
-        gram, *rest = (evaluated_crosses if eager else crosses)(a, [a] if b is None else [a, b], w)
+        exact = a.dtype == mx.float64
+        gram, *rhs = (evaluated_crosses if eager else crosses)(a, [a] if b is None or exact else [a, b], w)
         found = cholesky_factor(whole(gram), a.dtype)
         f = found.factor
         atol = None if atol is None else atol * f.r[..., 0, 0]
@@ -132,11 +127,10 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
             f = f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
         elif not mx.all(good).item():
             return None
-        rhs = rest[0] if rest else None
-        if a.dtype != mx.float64:
-            return Certified(f, f, rhs, None)
-        better, q, x = corrected(f, a, w)
-        return Certified(better, f, rhs, (q, x))
+        if not exact:
+            return Certified(f, rhs[0] if rhs else None, None)
+        f, *pair = corrected(f, a, w)
+        return Certified(f, None, (pair[0], pair[1]))
 
 
 def factor_of_inverse(inverse) -> Factor:

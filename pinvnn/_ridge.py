@@ -150,7 +150,7 @@ def _inverse(a, w, l2, route, entries, b=None):
         if entries == mx.float64:
             return _augmented_inverse(a, w, l2)
         gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
-        return _gram_inverse(gram, l2, entries, a.shape[-2]), Known(None, *rhs)
+        return _gram_inverse(gram, l2, entries, a.shape[-2]), Known(rhs=rhs[0] if rhs else None)
 
 
 def _certain_inverse(a, w, l2, entries, b):
@@ -159,16 +159,16 @@ def _certain_inverse(a, w, l2, entries, b):
     """
     if not visible(a, w, l2, b):
         return None
-    gram, *rhs = evaluated_crosses(a, [a] if b is None else [a, b], w)
+    exact = entries == mx.float64
+    gram, *rhs = evaluated_crosses(a, [a] if b is None or exact else [a, b], w)
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, a.shape[-1]), entries)
     if not certain(found, a.shape[-2:], entries):
         return None
-    rhs = rhs[0] if rhs else None
-    if entries != mx.float64:
-        return Inverse(found.factor, "feature"), Known(None, rhs)
+    if not exact:
+        return Inverse(found.factor, "feature"), Known(rhs=rhs[0] if rhs else None)
     rows, weights = a[..., None, :, :], None if w is None else w[..., None, :]
-    f, *_ = corrected(found.factor, rows, weights, mx.swapaxes(l2, -1, -2))
-    return Inverse(f, "feature"), Known(None, rhs, found.factor)
+    f, q, x = corrected(found.factor, rows, weights, mx.swapaxes(l2, -1, -2))
+    return Inverse(f, "feature"), Known(pair=(q[..., 0, :, :], x[..., 0, :, :]))
 
 
 def _augmented_inverse(a, w, l2):

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import _dtypes
-from ._blocks import cross, residual
+from ._blocks import cross
 from ._factor import Factor
-from ._full_rank import REFINEMENTS
 from ._place import on_cpu
+from ._values import refined
 
 
 class Inverse(NamedTuple):
@@ -24,11 +24,11 @@ class Inverse(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a factorization leaves behind for the solution: left singular vectors of an SVD, A^T D b, a rough factor."""
+    """What a factorization leaves for the solution: left singular vectors of an SVD, A^T D b, or Q and X."""
 
     left: mx.array | None = None
     rhs: mx.array | None = None
-    rough: Factor | None = None
+    pair: tuple[mx.array, mx.array] | None = None
 
 
 def _t(x):
@@ -80,7 +80,7 @@ def apply(inverse: Inverse, a, w, l2, x):
 
 def solution(inverse: Inverse, a, b, w, l2, known=None):
     """The constant ``W``, float64."""
-    left, rhs, rough = known or Known()
+    left, rhs, pair = known or Known()
     with on_cpu():
         f, r = inverse.f, scales(inverse)
         root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
@@ -89,12 +89,12 @@ def solution(inverse: Inverse, a, b, w, l2, known=None):
             inner = f.v @ (d * (_t(f.v) @ (root * b))) * r * r
             return _t(a) @ (root * inner)
         if left is None:
-            inverse = inverse if rough is None else inverse._replace(f=rough)
-            x = _by_vectors(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs) * (r * r)
-            for _ in range(0 if rough is None else REFINEMENTS):
-                rest = cross(a, residual(a, b, x), w) - l2 * x
-                x = x + _by_vectors(inverse, l2, a.shape, rest) * (r * r)
-            return x
+            def solve(right):
+                return _by_vectors(inverse, l2, a.shape, right) * (r * r)
+
+            if pair is not None:
+                return refined(pair, a, b, w, lambda x: solve(l2 * x))
+            return solve(cross(a, b, w) if rhs is None else rhs)
         d = denominator(inverse, l2, a.shape)
         right, u = root * b, left[..., : a.shape[-2], :]
         if inverse.route == "feature":

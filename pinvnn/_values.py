@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
-from ._blocks import cross, h, residual, stack, times
+from ._blocks import cross, h, stack, times
 from ._factor import Factor
-from ._full_rank import REFINEMENTS, Certified
+from ._full_rank import Certified
 from ._place import large, on_cpu
 
 
@@ -52,9 +52,9 @@ def pinv_value(a, f: Factor, left=None):
 def known_pinv_value(a, known: Certified):
     """The pseudo-inverse ``(..., n, m)`` of the tall ``a``, of full rank."""
     with on_cpu():
-        if known.left is None:
+        if known.pair is None:
             return pinv_value(a, known.factor)
-        q, x = known.left
+        q, x = known.pair
         return x @ _t(q)
 
 
@@ -70,11 +70,22 @@ def solve_value(a, b, w, f: Factor, left=None):
 def known_solve_value(a, b, w, known: Certified):
     """The same at full rank."""
     with on_cpu():
-        f, rhs = known.rough, known.rhs
-        x = inverse_value(f, cross(a, b, w) if rhs is None else rhs) * f.r * f.r
-        for _ in range(REFINEMENTS if a.dtype == mx.float64 else 0):
-            x = x + inverse_value(f, cross(a, residual(a, b, x), w)) * f.r * f.r
-        return x
+        if known.pair is not None:
+            return refined(known.pair, a, b, w)
+        f, rhs = known.factor, known.rhs
+        return inverse_value(f, cross(a, b, w) if rhs is None else rhs) * f.r * f.r
+
+
+def refined(pair, a, b, w, penalty=None):
+    """``X Q^T D b`` (see :class:`Certified`) after a step of refinement; ``penalty(y)`` is R L y for ridge."""
+    q, x = pair
+
+    def solve(rest):
+        return x @ (_t(q) @ (rest if w is None else w[..., None] * rest))
+
+    y = solve(b)
+    better = y + solve(b - a @ y)
+    return better if penalty is None else better - penalty(y)
 
 
 def square_value(a, b, inverse):
@@ -95,7 +106,8 @@ def adjoint_value(a, x, f: Factor, left=None):
 def known_adjoint_value(a, x, known: Certified):
     """The same at full rank."""
     with on_cpu():
-        y = adjoint_value(a, x, known.rough)
-        for _ in range(REFINEMENTS if a.dtype == mx.float64 else 0):
-            y = y + adjoint_value(a, x - cross(a, y), known.rough)
-        return y
+        if known.pair is None:
+            return adjoint_value(a, x, known.factor)
+        q, inner = known.pair
+        y = q @ (_t(inner) @ x)
+        return y + q @ (_t(inner) @ (x - _t(a) @ y))
