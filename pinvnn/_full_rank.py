@@ -178,26 +178,19 @@ def certified_inverse(a, rtol, atol) -> mx.array | None:
 
     By LU with partial pivoting: no digit is lost to the square of the condition number. Looks at values, where it may.
     """
-    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64 or not visible(a, rtol, atol):
+    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64:
+        return None
+    # LAPACK must not meet a singular matrix: an exception inside an evaluation leaves MLX 0.32 with a task that is
+    # never done, and after some of them it waits forever.
+    if full_rank(a, rtol, atol) is None:
         return None
     with on_cpu():
-        wide, rtol, atol = mx.stop_gradient(a).astype(mx.float64), tolerance(rtol), tolerance(atol)
-        squares = mx.sum(wide * wide, axis=(-2, -1))
-        if not mx.all(mx.isfinite(squares) & (squares > 0)).item():
-            return None
-        # LAPACK must not meet a singular matrix: an exception inside an evaluation leaves MLX 0.32 with a task that is
-        # never done, and after some of them it waits forever.
-        if full_rank(a, rtol, atol) is None:
-            return None
+        wide = mx.stop_gradient(a).astype(mx.float64)
         inverse = mx.linalg.inv(wide, stream=CPU)
         if a.dtype == mx.float64:  # a step of Newton's iteration: LU leaves a few digits less than singular vectors
             inverse = inverse + inverse @ (mx.eye(a.shape[-1], dtype=mx.float64) - wide @ inverse)
-        least, most = 1 / mx.sum(inverse * inverse, axis=(-2, -1)), squares
-        if a.dtype == mx.float32:  # whose cutoff is near enough for the bound to matter; 1 % is for the rounding of K
-            gram = _t(a) @ a
-            most = 1.01 * mx.sqrt(mx.sum(mx.square(gram), axis=(-2, -1))).astype(mx.float64)
-        limit = _rank.cutoff(mx.sqrt(most), a.shape[-2:], a.dtype, rtol, atol)
-        good = _above(least, limit) & (least * _CONDITION**2 > most)
+        squares = [mx.sum(x * x, axis=(-2, -1)) for x in (wide, inverse)]
+        good = squares[0] * squares[1] < _CONDITION**2
         return mx.stop_gradient(inverse) if mx.all(good).item() else None
 
 
