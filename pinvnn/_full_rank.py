@@ -173,16 +173,14 @@ def corrected(f: Factor, a, w, l2=None):
         return f._replace(v=mx.stop_gradient(v)), q, v @ _t(turn) * f.r
 
 
-def certified_inverse(a, rtol, atol) -> mx.array | None:
-    """The inverse, in float64, of square real ``a`` (..., n, n) if it keeps all its singular values, else None.
+def inverse_by_lu(a) -> mx.array | None:
+    """The inverse, in float64, of real square ``a`` (..., n, n) that :func:`full_rank` has certified, else None.
 
-    By LU with partial pivoting: no digit is lost to the square of the condition number. Looks at values, where it may.
+    LU with partial pivoting loses no digit to the square of the condition number. Looks at values.
     """
-    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64:
-        return None
     # LAPACK must not meet a singular matrix: an exception inside an evaluation leaves MLX 0.32 with a task that is
     # never done, and after some of them it waits forever.
-    if full_rank(a, rtol, atol) is None:
+    if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64:
         return None
     with on_cpu():
         wide = mx.stop_gradient(a).astype(mx.float64)

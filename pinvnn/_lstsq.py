@@ -5,7 +5,7 @@ import mlx.core as mx
 from . import _checks, _dtypes, _rank
 from ._blocks import h
 from ._factor import Factor, factor, gram_factor
-from ._full_rank import certified_inverse, factor_of_inverse, full_rank, with_vectors
+from ._full_rank import factor_of_inverse, full_rank, inverse_by_lu, with_vectors
 from ._pinv import rank
 from ._place import astype, large, on_cpu
 from ._products import gram, sum_over_rows, weigh
@@ -118,13 +118,11 @@ def _solve(a, b, w, rtol, atol, method, whole):
 
     # Full rank that is certain needs no singular vectors: those of what is found are computed only if asked for.
     full = mx.full(a.shape[:-2], min(m, n), mx.int32)
-    if b.shape[-1] and method == "auto" and w is None:
-        inverse = certified_inverse(a, rtol, atol)
-        if inverse is not None:
-            x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
-            return of(x, full, with_vectors(factor_of_inverse(inverse)))
     known = full_rank(flat, rtol, atol, w, b if flat is a else None, method) if b.shape[-1] else None
     if known is not None:
+        if method == "auto" and w is None and (inverse := inverse_by_lu(a)) is not None:
+            x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
+            return of(x, full, with_vectors(factor_of_inverse(inverse)))
         if flat is a:
             x = attach_solve(a, b, w, known.factor, known_solve_value(a, b, w, known))
         else:

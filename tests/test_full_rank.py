@@ -7,7 +7,7 @@ import pytest
 from pinvnn import lstsq, matrix_rank, pinv, ridge
 from pinvnn._blocks import crosses
 from pinvnn._eager import evaluated_crosses, visible
-from pinvnn._full_rank import certified_inverse, full_rank
+from pinvnn._full_rank import full_rank, inverse_by_lu
 from tests.cases import (
     DTYPES,
     RTOL,
@@ -99,19 +99,30 @@ def test_negative_weights_are_not_certified():
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
 @pytest.mark.parametrize(("matrix", "is_certain"), [
     (np.diag([1.0, 2.0]), True), (np.diag([1.0, 0.0]), False), (np.ones((2, 2)), False), (np.zeros((2, 2)), False),
-    (np.diag([1.0, NAN]), False), (np.diag([1.0, np.inf]), False), (np.diag([1.0, 1e-9]), False),
+    (np.diag([1.0, NAN]), False), (np.diag([1.0, np.inf]), False), (np.diag([1.0, 1e-17]), False),
     (np.diag([1.0, 2.0]) * 1e-30, True), (np.diag([1.0, 2.0]) * 1e30, True)])
 def test_inverse(matrix, is_certain, dtype):
     with mx.stream(mx.cpu):
         for a in (matrix, np.stack([np.eye(2), matrix])):
             if dtype == mx.float32 and is_certain and np.max(matrix) > 1e20:
                 continue  # the bound overflows, and singular vectors are taken
-            inverse = certified_inverse(array(a, dtype), None, None)
-            assert (inverse is not None) == is_certain
+            assert certified(array(a, dtype)) == is_certain
             if is_certain:
-                close(inverse, np.linalg.inv(numpy(array(a, dtype))), 1e-12)
-        assert certified_inverse(array(matrix, mx.complex64), None, None) is None
-        assert certified_inverse(gaussian((3, 2)), None, None) is None
+                close(inverse_by_lu(array(a, dtype)), np.linalg.inv(numpy(array(a, dtype))), 1e-12)
+
+
+def test_inverse_is_of_real_square_matrices_only():
+    assert inverse_by_lu(gaussian((2, 2), mx.complex64)) is None
+    assert inverse_by_lu(gaussian((3, 2))) is None
+
+
+@cpu_only
+@pytest.mark.parametrize("fit", [pinv, lambda a: lstsq(a, mx.eye(2, dtype=a.dtype)).solution], ids=["pinv", "lstsq"])
+def test_no_inverse_by_lu_of_columns_on_very_different_scales(fit):
+    """The certificate allows any scale of the columns, LU does not."""
+    a = array([[1.0, 1e-12], [2.0, -1e-12]], mx.float64)
+    assert certified(a) and inverse_by_lu(a) is None
+    close(fit(a), np.linalg.inv(numpy(a)), 1e-12)
 
 
 # --- Agreement --------------------------------------------------------------------------------------------------------
