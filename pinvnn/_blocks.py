@@ -6,6 +6,7 @@ since MLX has no complex128. Everything here is float64 on the CPU.
 
 import mlx.core as mx
 
+from ._dtypes import real
 from ._place import on_cpu
 
 # Rows per block of a float64 product: small enough that the float64 copy of a block stays in cache.
@@ -99,35 +100,35 @@ def in_basis(a, v, w=None):
 
 def times(a, x):
     """``a @ x`` for tall ``a`` (..., m, n) and small stacked ``x``: in float64, then ``a.dtype``."""
-    return _by_blocks(a, x, lambda product, i: product)
-
-
-def times_and_residual(a, z, b, x, r):
-    """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``: the difference is taken in float64."""
-    k = z.shape[-1]
-
-    def step(product, i):
-        rest = (_halves(b[..., i : i + BLOCK, :]) - product[..., k:]) * r
-        return mx.concatenate([product[..., :k], rest], axis=-1)
-
-    with on_cpu():
-        if a.dtype == mx.complex64:  # the columns of a block are [Re | Im] of both
-            scale = r.astype(mx.float32)
-            return mx.concatenate(same_batch(times(a, z), residual(a, b, x) * scale), axis=-1)
-        return _by_blocks(a, mx.concatenate(same_batch(z, x), axis=-1), step)
+    return _by_blocks(a, x)
 
 
 def residual(a, b, x):
-    """``b - a @ x``, likewise."""
-    return _by_blocks(a, x, lambda product, i: _halves(b[..., i : i + BLOCK, :]) - product)
+    """``b - a @ x``, likewise: the difference is taken in float64."""
+    return _by_blocks(a, -x, b)
 
 
-def _by_blocks(a, x, step):
+def times_and_residual(a, z, b, x, r):
+    """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``."""
+    with on_cpu():
+        scaled = b * r.astype(real(b.dtype))
+        start = mx.concatenate([mx.zeros_like(scaled), scaled], axis=-1)
+        return _by_blocks(a, mx.concatenate(same_batch(z, -x * r), axis=-1), start)
+
+
+def _by_blocks(a, x, start=None):
+    """``start + a @ x``."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
-        rows = [step(_halves(a[..., i : i + BLOCK, :]) @ x, i) for i in range(0, a.shape[-2], BLOCK)]
+        blocks = [slice(i, i + BLOCK) for i in range(0, a.shape[-2], BLOCK)]
+        rows = [_halves(a[..., block, :]) for block in blocks]
+        if start is None:
+            rows = [left @ x for left in rows]
+        else:
+            halves = (_halves(start[..., block, :]) for block in blocks)
+            rows = [mx.addmm(c, left, x) for c, left in zip(halves, rows, strict=True)]
         if a.dtype == mx.complex64:
             pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]
             rows = [re + mx.array(1j, mx.complex64) * im for re, im in pairs]
