@@ -112,7 +112,7 @@ _exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
 def gram(a, w, f: Factor):
     """K = r^2 A^H D A as a handle for the functions of ``_spectral``: it carries derivatives, its value is not read."""
     with on_cpu():
-        handle = mx.zeros_like(f.v)
+        handle = mx.broadcast_to(mx.array(0.0, mx.float64), f.v.shape)
     return _gram(a, f.r, handle) if w is None else _weighted_gram(a, w, f.r, handle)
 
 

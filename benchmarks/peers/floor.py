@@ -1,10 +1,10 @@
-"""The matrix products that the algorithms cannot do without, in the row's dtype, by MLX: the floor under any route.
+"""What the algorithms cannot do without, matrix products, in the row's dtype, by MLX: the floor under any route.
 
 With X = (A^T A + l2 I)^-1 and P = X A^T (A tall; a wide one is its transpose):
 
 - pinv: A^T A and X A^T; its gradient G^T X - A (X M + M^T X) with M = G P^T has three more products of that size;
 - lstsq and ridge: A^T A and A^T b; their gradient r z^T - y x^T with r = b - A x and y = A z;
-- readout: the features, then lstsq's products, and the features' gradient carried back to the weights.
+- readout: lstsq's products, and the network's own work: the features tanh(x w + c) and their gradient in w and c.
 
 The contender called "gram" is A^T A alone; it takes part in float32 rows.
 """
@@ -68,6 +68,6 @@ def _solve(data, backward):
 
 
 def _readout(data, backward):
-    h = data.x @ data.w
-    back = (data.y - h @ (_t(h) @ data.y)) @ _t(_t(h) @ data.y)
-    return _t(h) @ h, _t(data.x) @ back
+    h = mx.tanh(data.x @ data.w + data.c)
+    back = (data.y - h @ (_t(h) @ data.y)) @ _t(_t(h) @ data.y) * (1 - h * h)
+    return _t(h) @ h, _t(data.x) @ back, mx.sum(back, axis=0)

@@ -7,21 +7,21 @@ from .mlx_ import Peer as MlxPeer
 
 
 class Peer(MlxPeer):
-    """pinvnn on the default device, not compiled: as a user calls it."""
+    """pinvnn on the default device as a user calls it: a training step is compiled, the rest is not."""
 
     def versions(self):
         return f"pinvnn {pinvnn.__version__}, {super().versions()}"
 
     def prepare(self, case, mode, data):
+        if case.op == "readout":
+            return self._training_step(case, data)
         function, wanted = getattr(self, case.op)(case)
-        one = mx.array(1.0, getattr(mx, case.dtype))
 
         def forward(data):
             return (function(data)(*(getattr(data, x) for x in wanted)),)
 
         def backward(data):
-            arrays, bar = [getattr(data, x) for x in wanted], getattr(data, "bar", one)
-            values, gradients = mx.vjp(function(data), arrays, [bar])
+            values, gradients = mx.vjp(function(data), [getattr(data, x) for x in wanted], [data.bar])
             return *values, *gradients
 
         return forward if mode == "forward" else backward
@@ -35,19 +35,25 @@ class Peer(MlxPeer):
     def ridge(self, case):
         return lambda data: lambda a, b: pinvnn.ridge(a, b, data.l2), "ab"
 
-    def readout(self, case):
+    def _training_step(self, case, data):
         try:
             from pinvnn.nn import LeastSquaresReadout
         except ImportError:
             raise Unsupported("no readout yet") from None
 
-        def loss_of(data):
-            readout = LeastSquaresReadout(case.n, case.k, l2=data.l2)
+        readout = LeastSquaresReadout(case.n, case.k, l2=data.l2)
 
+        @mx.compile
+        def step(x, y, w, c):
             def loss(w, c):
-                with mx.stream(mx.cpu if case.dtype == "float64" else mx.default_device()):
-                    return readout.projected_loss(mx.tanh(data.x @ w + c), data.y)
+                return readout.projected_loss(mx.tanh(x @ w + c), y)
 
-            return loss
+            with mx.stream(mx.cpu if case.dtype == "float64" else mx.default_device()):
+                values, gradients = mx.vjp(loss, [w, c], [mx.array(1.0, x.dtype)])
+                return *values, *gradients
 
-        return loss_of, "wc"
+        def call(data):
+            return step(data.x, data.y, data.w, data.c)
+
+        self.finish(call(data))  # compiles
+        return call
