@@ -1,8 +1,9 @@
 import mlx.core as mx
 
 import pinvnn
+from pinvnn.nn import LeastSquaresReadout
 
-from .base import RTOL, Unsupported
+from .base import RTOL
 from .mlx_ import Peer as MlxPeer
 
 
@@ -36,11 +37,6 @@ class Peer(MlxPeer):
         return lambda data: lambda a, b: pinvnn.ridge(a, b, data.l2), "ab"
 
     def _training_step(self, case, data):
-        try:
-            from pinvnn.nn import LeastSquaresReadout
-        except ImportError:
-            raise Unsupported("no readout yet") from None
-
         readout = LeastSquaresReadout(case.n, case.k, l2=data.l2)
 
         @mx.compile
