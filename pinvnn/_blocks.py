@@ -105,7 +105,8 @@ def times(a, x):
 
 def residual(a, b, x):
     """``b - a @ x``, likewise: the difference is taken in float64."""
-    return _by_blocks(a, -x, b)
+    with on_cpu():
+        return _by_blocks(a, -x, b)
 
 
 def times_and_residual(a, z, b, x, r):

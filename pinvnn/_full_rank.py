@@ -26,6 +26,8 @@ from ._place import CPU, on_cpu
 # Largest loss to the Gram matrix, sum_i K_ii (K^-1)_ii, that is taken: what singular vectors lose, too, at condition
 # 1e6 from float32 (and nobody asks for more digits of such data); what a second step makes up for in float64.
 _LOSS = {mx.float32: 1e12, mx.float64: 1e11}
+# What a diagonal entry of a Gram matrix must exceed: below 1e-308 its products have fewer digits, or none.
+_SMALLEST = 1e-290
 # Largest condition number up to which an inverse by LU is taken.
 _CONDITION = 1e8
 
@@ -39,7 +41,7 @@ class Cholesky(NamedTuple):
         least: At most the smallest singular value squared.
         most: At least the largest one squared.
         trace: Their sum of squares.
-        loss: sum_i K_ii (K^-1)_ii.
+        loss: sum_i K_ii (K^-1)_ii; infinite where entries of K may have underflowed.
     """
 
     factor: Factor
@@ -73,6 +75,7 @@ def cholesky_factor(gram, dtype) -> Cholesky:
     with on_cpu():
         n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
         diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
+        normal = mx.min(diagonal, axis=-1) > _SMALLEST
         r = gram_scale(diagonal, dtype)
         diagonal = diagonal * (r * r)[..., 0]
         # LAPACK stops at the first pivot that is not positive and leaves garbage behind it, without an error from MLX:
@@ -87,6 +90,7 @@ def cholesky_factor(gram, dtype) -> Cholesky:
         loss = mx.sum(diagonal * inverse, axis=-1)
         sound = mx.all((pivots > 0) & (mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
         sound = sound & (loss <= 1 / (n * _dtypes.eps(mx.float64)))
+        loss = mx.where(normal, loss, mx.array(float("inf"), mx.float64))
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
         bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
         return Cholesky(full_factor(v, r), *map(mx.stop_gradient, bounds))
@@ -122,15 +126,20 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         found = cholesky_factor(whole(gram), a.dtype)
         f = found.factor
         atol = None if atol is None else atol * f.r[..., 0, 0]
-        good = _good(found, a.shape[-2:], a.dtype, rtol, atol)
+        good = certain(found, a.shape[-2:], a.dtype, rtol, atol)
         if not eager:
-            f = f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
+            f = nan_unless(good, f)
         elif not mx.all(good).item():
             return None
         if not exact:
             return Certified(f, rhs[0] if rhs else None, None)
-        f, *pair = corrected(f, a, w)
-        return Certified(f, None, (pair[0], pair[1]))
+        f, q, x = corrected(f, a, w)
+        return Certified(f, None, (q, x))
+
+
+def nan_unless(good, f: Factor) -> Factor:
+    """``f`` where it is ``good`` (...), NaN elsewhere."""
+    return f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
 
 
 def factor_of_inverse(inverse) -> Factor:
@@ -145,11 +154,6 @@ def with_vectors(f: Factor) -> Factor:
         u, s, _ = svd(f.v)
         s = 1 / s[..., ::-1]
         return Factor(*map(mx.stop_gradient, (u[..., ::-1], s, mx.ones_like(s), f.r)))
-
-
-def certain(found: Cholesky, shape, entries) -> bool:
-    """Whether every matrix of a batch is of full rank by the default cutoff, and its factor as good as any. Eager."""
-    return bool(mx.all(_good(found, shape, entries)).item())
 
 
 def corrected(f: Factor, a, w, l2=None):
@@ -192,12 +196,13 @@ def inverse_by_lu(a) -> mx.array | None:
         return mx.stop_gradient(inverse) if mx.all(good).item() else None
 
 
-def _good(found: Cholesky, shape, entries, rtol=None, atol=None):
-    """Whether the bounds show that no singular value is at or below the cutoff, and that V has the digits."""
+def certain(found: Cholesky, shape, entries, rtol=None, atol=None):
+    """Whether the bounds show that no singular value is at or below the cutoff, and V has the digits, ``(...)``."""
     limit = _rank.cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
-    return found.sound & (found.loss <= _LOSS[_dtypes.real(entries)]) & _above(found.least, limit)
+    above = found.least > 1.001 * limit * limit  # by more than the rounding of either
+    return precise(found, entries) & above
 
 
-def _above(least, limit):
-    """Whether a squared singular value is above the cutoff, by more than the rounding of either."""
-    return least > 1.001 * limit * limit
+def precise(found: Cholesky, entries):
+    """Whether V has the digits, whatever the cutoff, ``(...)``."""
+    return found.sound & (found.loss <= _LOSS[_dtypes.real(entries)])

@@ -3,10 +3,10 @@
 import mlx.core as mx
 
 from . import _checks, _dtypes, _rank
-from ._blocks import crosses, embed, same_batch, stack, unstack
+from ._blocks import cross, crosses, embed, same_batch, stack, unstack
 from ._eager import evaluated_crosses, visible
-from ._factor import Factor, factor, gram_factor, non_negative
-from ._full_rank import certain, cholesky_factor, corrected
+from ._factor import CORES, Factor, factor, gram_factor, non_negative, power_of_two
+from ._full_rank import certain, cholesky_factor, corrected, nan_unless, precise
 from ._place import astype, large, on_cpu
 from ._ridge_rules import attach_ridge, gram_normal
 from ._ridge_values import Inverse, Known, solution
@@ -135,22 +135,30 @@ def _inverse(a, w, l2, route, entries, b=None):
     """The constants of R = (A^T D A + L)^-1, and what else is known then and :func:`solution` can use."""
     with on_cpu():
         w = non_negative(w)
-        driver = "svd" if entries == mx.float64 else "gram"
+        exact = entries == mx.float64
+        driver = "svd" if exact else "gram"
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
             f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
-            return Inverse(f, route), Known()
-        if l2.shape[-1] == 1 and (route == "shared" or entries == mx.float64):
+            return Inverse(_in_range(f, l2), route), Known()
+        if (exact and route == "feature") or (route == "shared" and l2.shape[-1] == 1):
             by_cholesky = _certain_inverse(a, w, l2, entries, b)
             if by_cholesky is not None:
                 return by_cholesky
         if route == "shared":
             f, left = factor(a, w, method=driver, entries=entries)
-            return Inverse(f, route), Known(left)
-        if entries == mx.float64:
-            return _augmented_inverse(a, w, l2)
+            return Inverse(_in_range(f, l2), route), Known(left)
+        if exact:
+            return _exact_inverse(a, w, l2)
         gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
         return _gram_inverse(gram, l2, entries, a.shape[-2]), Known(rhs=rhs[0] if rhs else None)
+
+
+def _in_range(f: Factor, l2):
+    """``f`` with an r of 1 / |L|^(1/2) at most, so that r^2 l2 does not overflow where A is tiny beside L."""
+    most = mx.sqrt(mx.max(mx.where(l2 > 0, l2, mx.zeros_like(l2)), axis=(-2, -1), keepdims=True))
+    less = mx.minimum(power_of_two(most * f.r, mx.float64), 1)
+    return f._replace(s=mx.stop_gradient(f.s * less[..., 0]), r=mx.stop_gradient(f.r * less))
 
 
 def _certain_inverse(a, w, l2, entries, b):
@@ -161,23 +169,45 @@ def _certain_inverse(a, w, l2, entries, b):
         return None
     exact = entries == mx.float64
     gram, *rhs = evaluated_crosses(a, [a] if b is None or exact else [a, b], w)
-    found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, a.shape[-1]), entries)
-    if not certain(found, a.shape[-2:], entries):
+    f, good = _cholesky(gram, l2, a.shape[-2:], entries)
+    if not mx.all(good).item():
         return None
     if not exact:
-        return Inverse(found.factor, "feature"), Known(rhs=rhs[0] if rhs else None)
-    rows, weights = a[..., None, :, :], None if w is None else w[..., None, :]
-    f, q, x = corrected(found.factor, rows, weights, mx.swapaxes(l2, -1, -2))
-    return Inverse(f, "feature"), Known(pair=(q[..., 0, :, :], x[..., 0, :, :]))
+        return Inverse(f, "feature"), Known(rhs=rhs[0] if rhs else None)
+    f, *pair = _corrected(f, a, w, l2)
+    return Inverse(f, "feature"), Known(pair=pair)
 
 
-def _augmented_inverse(a, w, l2):
-    """In float64, one factorization per target of [sqrt(w) A; sqrt(L)], ``(..., k or 1, n, n)``."""
+def _cholesky(gram, l2, shape, entries):
+    """A full factor for each target and whether it will do, ``(..., k or 1)``: as for a matrix without a penalty, or
+    since every feature has one above the noise.
+    """
+    total = gram[..., None, :, :] + _diagonal(l2, shape[-1])
+    found = cholesky_factor(total, entries)
+    noise = 4 * shape[-1] * _dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
+    penalized = mx.all(mx.swapaxes(l2, -1, -2) > noise, axis=-1)
+    return found.factor, certain(found, shape, entries) | (precise(found, entries) & penalized)
+
+
+def _corrected(f: Factor, a, w, l2):
+    """:func:`corrected` for each target."""
+    return corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], mx.swapaxes(l2, -1, -2))
+
+
+def _exact_inverse(a, w, l2):
+    """In float64, one factorization per target, ``(..., k or 1, n, n)``: by Cholesky where that will do, else an SVD of
+    [sqrt(w) A; sqrt(L)], which loses the digits of A beside a large penalty.
+    """
+    m, n = a.shape[-2:]
+    f, good = _cholesky(cross(a, a, w), l2, (m, n), mx.float64)
+    f, *pair = _corrected(nan_unless(good, f), a, w, l2)
     rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
-    extra = mx.sqrt(_diagonal(l2, a.shape[-1]))
-    parts = same_batch(rows, extra)
-    f, left = factor(mx.concatenate(parts, axis=-2), method="svd")
-    return Inverse(_judge(f, l2), "feature"), Known(left)
+    by_svd, left = factor(mx.concatenate(same_batch(rows, mx.sqrt(_diagonal(l2, n))), axis=-2), method="svd")
+    by_svd, ones = _judge(by_svd, l2), mx.ones_like(by_svd.s)
+    # V V^T is V diag(1 / s^2) V^T with s = 1.
+    parts = zip(Factor(f.v, ones, ones, f.r), by_svd, CORES, strict=True)
+    chosen = [mx.where(good.reshape(*good.shape, *(1,) * core), x, y) for x, y, core in parts]
+    return Inverse(Factor(*map(mx.stop_gradient, chosen)), "feature"), Known(left, None, pair, good)
 
 
 def _gram_inverse(gram, l2, entries, m):
@@ -234,5 +264,6 @@ def normal_ridge(gram, rhs, l2):
         if l2.shape[-2] > 1:
             inverse = _gram_inverse(k, l2, entries, n)
         else:
-            inverse = Inverse(gram_factor(k, entries, (n, n), (n * _dtypes.eps(entries)) ** 0.5), "shared")
+            f = gram_factor(k, entries, (n, n), (n * _dtypes.eps(entries)) ** 0.5)
+            inverse = Inverse(_in_range(f, l2), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

@@ -1,5 +1,6 @@
 """Values of ridge regression, constants until ``_ridge_rules`` gives them derivatives. Real, float64, on the CPU."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -24,11 +25,19 @@ class Inverse(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a factorization leaves for the solution: left singular vectors of an SVD, A^T D b, or Q and X."""
+    """What a factorization leaves for the solution.
+
+    Attributes:
+        left: Left singular vectors of an SVD.
+        rhs: A^T D b.
+        pair: Q and X for each target (see ``_full_rank.Certified``).
+        good: Which targets take the pair, ``(..., k or 1)``, if there are left vectors for others.
+    """
 
     left: mx.array | None = None
     rhs: mx.array | None = None
-    pair: tuple[mx.array, mx.array] | None = None
+    pair: Sequence[mx.array] | None = None
+    good: mx.array | None = None
 
 
 def _t(x):
@@ -80,23 +89,50 @@ def apply(inverse: Inverse, a, w, l2, x):
 
 def solution(inverse: Inverse, a, b, w, l2, known=None):
     """The constant ``W``, float64."""
-    left, rhs, pair = known or Known()
+    left, rhs, pair, good = known or Known()
     with on_cpu():
-        f, r = inverse.f, scales(inverse)
-        root = mx.array(1.0, mx.float64) if w is None else mx.sqrt(w.astype(mx.float64))[..., None]
         if inverse.route == "dual":
-            d = denominator(inverse, l2, a.shape)
-            inner = f.v @ (d * (_t(f.v) @ (root * b))) * r * r
-            return _t(a) @ (root * inner)
+            return _by_right_vectors(inverse, a, b, w, l2)
+        if left is None and pair is None:
+            return _unscaled(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs)
         if left is None:
-            def solve(right):
-                return _by_vectors(inverse, l2, a.shape, right) * (r * r)
+            return _by_pair(inverse, a, b, w, l2, pair)
+        x = _by_left_vectors(inverse, a, b, w, l2, left)
+        return x if good is None else mx.where(good[..., None, :], _by_pair(inverse, a, b, w, l2, pair), x)
 
-            if pair is not None:
-                return refined(pair, a, b, w, lambda x: solve(l2 * x))
-            return solve(cross(a, b, w) if rhs is None else rhs)
-        d = denominator(inverse, l2, a.shape)
-        right, u = root * b, left[..., : a.shape[-2], :]
-        if inverse.route == "feature":
-            return _t((f.v @ (d * f.s[..., None] * (_t(u) @ _t(right)[..., None])))[..., 0]) * r
-        return f.v @ (d * f.s[..., None] * (_t(u) @ right)) * r
+
+def _unscaled(inverse: Inverse, l2, shape, x):
+    """``R x`` of the primal routes."""
+    r = scales(inverse)
+    return _by_vectors(inverse, l2, shape, x) * (r * r)
+
+
+def _by_pair(inverse: Inverse, a, b, w, l2, pair):
+    """By Q and X with a step of refinement, all targets at once if they have these in common."""
+    if pair[0].shape[-3] == 1:
+        pair = [x[..., 0, :, :] for x in pair]
+        return refined(pair, a, b, w, lambda x: _unscaled(inverse, l2, a.shape, l2 * x))
+
+    def penalty(x):
+        return _t(_unscaled(inverse, l2, a.shape, l2 * _t(x[..., 0])))[..., None]
+
+    w = None if w is None else w[..., None, :]
+    return _t(refined(pair, a[..., None, :, :], _t(b)[..., None], w, penalty)[..., 0])
+
+
+def _by_left_vectors(inverse: Inverse, a, b, w, l2, left):
+    f, u = inverse.f, left[..., : a.shape[-2], :]
+    d, right = denominator(inverse, l2, a.shape) * f.s[..., None], _rooted(w, b)
+    if inverse.route == "feature":
+        return _t((f.v @ (d * (_t(u) @ _t(right)[..., None])))[..., 0]) * scales(inverse)
+    return f.v @ (d * (_t(u) @ right)) * f.r
+
+
+def _by_right_vectors(inverse: Inverse, a, b, w, l2):
+    f, d = inverse.f, denominator(inverse, l2, a.shape)
+    return _t(a) @ _rooted(w, f.v @ (d * (_t(f.v) @ _rooted(w, b))) * f.r * f.r)
+
+
+def _rooted(w, x):
+    """``diag(sqrt(w)) x``."""
+    return x if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * x

@@ -88,6 +88,20 @@ def test_columns_of_any_scale_are_certified():
     close(lstsq(a, array(np.ones(50), mx.float64)).solution * array(x[0], mx.float64), want * x[0], 1e-12)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ratio", [1e-6, 1e-8, 1e-10])
+def test_no_rank_is_read_from_a_gram_matrix_that_underflows(ratio, seed):
+    c = np.random.default_rng(seed).standard_normal((6, 1))
+    x, b = np.hstack([c, c * ratio]), array(c, mx.float64)
+    faint = array(np.full(6, 1e-300), mx.float64)
+    for scale, w in ((1e-150, None), (1e-153, None), (1.0, faint)):
+        result = lstsq(array(x * scale, mx.float64), b, weights=w)
+        assert result.rank.item() == 1
+        close(result.solution * scale, np.linalg.pinv(x) @ c, 1e-12)
+        result = lstsq(array(x * scale, mx.float64), b, weights=w, method="cholesky")
+        assert np.all(np.isnan(numpy(result.solution)))
+
+
 @cpu_only
 def test_negative_weights_are_not_certified():
     w = np.ones(20)

@@ -275,3 +275,39 @@ def test_scale(weighted, form, shape, dtype, scale):
 
     for got, want in zip(results(scale), results(1.0), strict=True):
         close(got, want, rtol)
+
+
+# --- Penalties far from the size of the data --------------------------------------------------------------------------
+
+
+def everywhere(a, b, l2):
+    """Seen and unseen values, and a penalty per target: three routes in float64."""
+    yield ridge(a, b, l2)
+    yield mx.compile(lambda a, b: ridge(a, b, l2))(a, b)
+    yield mx.vmap(lambda a: ridge(a, b, l2))(a[None])[0]
+    yield ridge(a, b, l2 * mx.ones((1, 2), mx.float64))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e-20])
+@pytest.mark.parametrize("l2", [[1.0, 1.0, 1e20], [1e-10, 1.0, 1e20], [1e20, 1.0, 1.0], [1.0, 1.0, 1e40], [0.5] * 3])
+def test_a_large_penalty_on_one_feature_costs_the_others_no_digit(l2, scale):
+    x, b = numpy(gaussian((6, 3))) * scale, numpy(gaussian((6, 2), seed=1))
+    half = np.sqrt(1 / (np.sum(x * x, axis=0) + l2))[:, None]  # to a unit diagonal, or NumPy would lose them
+    want = half * np.linalg.solve(half * (x.T @ x + np.diag(l2)) * half.T, half * (x.T @ b))
+    with mx.stream(mx.cpu):
+        for got in everywhere(array(x, mx.float64), array(b, mx.float64), array(np.array(l2)[:, None], mx.float64)):
+            np.testing.assert_allclose(numpy(got), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-200, 1e-300])
+@pytest.mark.parametrize("l2", [0.1, 1e200])
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6)])
+def test_data_that_are_nothing_beside_the_penalty(shape, l2, scale):
+    """There the solution is A^T b / l2."""
+    x, b = numpy(gaussian(shape)), numpy(gaussian((shape[0], 2), seed=1))
+    if scale / l2 < 1e-300:
+        scale = 1e-300 * l2
+    a, b, l2 = array(x * scale, mx.float64), array(b, mx.float64), array(l2, mx.float64)
+    with mx.stream(mx.cpu):
+        for got in (*everywhere(a, b, l2), ridge(a, b, mx.stack([l2, l2]))):
+            np.testing.assert_allclose(numpy(got) / scale, x.T @ numpy(b) / numpy(l2), rtol=1e-12)
