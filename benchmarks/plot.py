@@ -40,10 +40,10 @@ def plot(report, path):
 
 
 def _panel(axis, rows, title):
-    axis.set_title(title)
     if not rows:
         axis.set_axis_off()
         return
+    axis.set_title(title)
     rows.sort(key=lambda row: (row.case.work, row.case.n))
     for name, color in _COLORS.items():
         found = [(x, row.results[name]["ms"][1], _hollow(row, name)) for x, row in enumerate(rows)

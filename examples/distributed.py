@@ -1,7 +1,7 @@
 """Features trained through a readout whose rows lie on four ranks, each of which sees one part of the curve only.
 
     python examples/distributed.py                                        starts four ranks on this machine
-    mlx.launch --hostfile hosts.json --backend ring examples/distributed.py        on several Macs (docs/streaming.md)
+    mlx.launch --hostfile hosts.json --backend ring python examples/distributed.py   on several Macs (docs/streaming.md)
 
 Every rank puts its own rows through the same sine features, the readout comes from the statistics of all ranks, and the
 gradient of the frequencies goes back through it. The last rank has no rows at all. Started without a launcher, it also
@@ -113,7 +113,7 @@ def run_ranks():
 def draw(ranks, losses):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     x, y = curve()
-    left.plot(x.reshape(-1).tolist(), y.reshape(-1).tolist(), ",", color="lightgray")
+    left.plot(x.reshape(-1).tolist(), y.reshape(-1).tolist(), ".", markersize=2, color="0.6", label="data")
     for rank, result in enumerate(ranks):
         left.plot(result["x"], result["fit"], label=f"rank {rank}: {len(result['x'])} rows")
     left.set(xlabel="x", ylabel="y", title="one readout, fitted where no rank sees all")

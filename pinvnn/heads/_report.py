@@ -97,7 +97,7 @@ def plot(result: Atlas, path: str | Path) -> None:
     top.set_ylabel("l2")
     top.plot(result.best, result.chosen[result.best], "o", ms=9, mfc="none", mec="red", mew=2)
     name, _, _ = result.source.name.rstrip("/").rpartition("/")[::-1]
-    top.set_title(f"{name}: {kind} of a readout of each layer, best circled" if name else f"{kind}, best circled")
+    figure.suptitle(f"{name}\n{kind} of a readout of each layer, best circled" if name else f"{kind}, best circled")
 
     best = [scores[i][result.chosen[i]] for i in layers]
     bottom.plot(layers, best, "o-", ms=4, label=f"{kind}, best l2")
@@ -106,7 +106,7 @@ def plot(result: Atlas, path: str | Path) -> None:
     bottom.set_xticks(layers, [result.layer_name(i) for i in layers], rotation=90 if len(layers) > 12 else 0)
     bottom.set_xlabel("layer")
     bottom.grid(alpha=0.3)
-    bottom.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 

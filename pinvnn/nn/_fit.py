@@ -15,7 +15,7 @@ from .._blocks import BLOCK, same_batch
 from .._factor import Factor, factor
 from .._place import astype, large, on_cpu
 from .._products import product
-from .._ridge import _inverse
+from .._ridge_inverse import inverse_of_ridge
 from .._ridge_values import solution
 from .._values import solve_value
 from ._problem import Problem
@@ -91,7 +91,7 @@ def _minimum_norm(p: Problem, b):
 
 def _penalized(p: Problem, b, l2):
     route = "feature" if l2.shape[-2] > 1 or p.entries != mx.float64 else "shared"
-    constants, known = _inverse(p.a, p.w, l2, route, p.entries, b)
+    constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entries, b)
     x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
     if constants.route == "feature":  # The factor, which has an axis for targets, is of K + L.
         with on_cpu():

@@ -158,6 +158,7 @@ class LeastSquaresReadout(nn.Module):
                 self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
         with on_cpu():  # As if read from a file: the last bit of a product depends on that.
             self.weight = mx.contiguous(weight)
+            mx.eval(self.weight)
         if bias is not None:
             self.bias = bias
         return self

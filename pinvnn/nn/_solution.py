@@ -7,7 +7,8 @@ from .._factor import Factor
 from .._lstsq import lstsq
 from .._place import astype, large, on_cpu
 from .._products import sum_over_rows, weigh
-from .._ridge import _inverse, _route, ridge
+from .._ridge import _route, ridge
+from .._ridge_inverse import inverse_of_ridge
 from .._ridge_rules import _cores, attach_ridge
 from .._ridge_values import Inverse, solution
 from ._problem import Problem
@@ -33,7 +34,7 @@ def smallest_objective(p: Problem):
     if route == "dual":
         with on_cpu():
             a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
-    inverse, known = _inverse(a, w, p.l2, route, p.entries, b)
+    inverse, known = inverse_of_ridge(a, w, p.l2, route, p.entries, b)
     x = solution(inverse, a, b, w, p.l2, known)
     with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
         x = mx.stop_gradient(x)
