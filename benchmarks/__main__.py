@@ -43,7 +43,7 @@ def arguments(argv=None):
                         help="of turns for each contender and row (default %(default)s)")
     parser.add_argument("--limit", type=float, default=Effort.limit, metavar="SECONDS",
                         help="for one call (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=100.0,
+    parser.add_argument("--minutes", type=float, default=75.0,
                         help="after which no further case is begun (default %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder of JSON and plot")
     parser.add_argument("--write-readme", action="store_true", help="put the tables into benchmarks/README.md")

@@ -4,6 +4,7 @@ import mlx.core as mx
 
 from . import _checks, _dtypes
 from ._blocks import embed, stack, unstack
+from ._dual_rules import dual_solution
 from ._factor import gram_factor
 from ._place import astype, large, on_cpu
 from ._ridge_inverse import gram_inverse, in_range, inverse_of_ridge
@@ -125,9 +126,11 @@ def _real_ridge(a, b, l2, w, route):
 def _solve(a, b, l2, w, route, entries):
     """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
     inverse, known = inverse_of_ridge(a, w, l2, route, entries, b)
-    value = solution(inverse, a, b, w, l2, known)
-    ones = mx.ones((1,), a.dtype) if w is None else w
-    return attach_ridge(a, b, ones, l2, inverse, value)
+    with large(a.dtype):
+        ones = mx.ones((1,), a.dtype) if w is None else w
+    if route == "dual":
+        return dual_solution(a, b, ones, l2, inverse.f)
+    return attach_ridge(a, b, ones, l2, inverse, solution(inverse, a, b, w, l2, known))
 
 
 def normal_ridge(gram, rhs, l2):

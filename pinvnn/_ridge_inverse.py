@@ -19,8 +19,9 @@ def inverse_of_ridge(a, w, l2, route, entries, b=None):
         driver = "svd" if exact else "gram"
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
-            f, _ = factor(mx.swapaxes(rows, -1, -2), method=driver, entries=entries)
-            return Inverse(in_range(f, l2), route), Known()
+            flat = mx.swapaxes(rows, -1, -2)
+            f = _certain_dual(flat, l2, entries) or in_range(factor(flat, method=driver, entries=entries)[0], l2)
+            return Inverse(f, route), Known()
         if (exact and route == "feature") or (route == "shared" and l2.shape[-1] == 1):
             by_cholesky = _certain_inverse(a, w, l2, entries, b)
             if by_cholesky is not None:
@@ -56,6 +57,17 @@ def _certain_inverse(a, w, l2, entries, b):
         return Inverse(f, "feature"), Known(rhs=rhs[0] if rhs else None)
     f, *pair = _corrected(f, a, w, l2)
     return Inverse(f, "feature"), Known(pair=pair)
+
+
+def _certain_dual(flat, l2, entries):
+    """The full factor of A A^T + l2 from tall ``flat`` = A^T, where values are seen and show that it will do."""
+    if l2.shape[-1] > 1 or not visible(flat, l2):
+        return None
+    f, good = _cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
+    if not mx.all(good & (l2[..., 0] > 0)).item():
+        return None
+    f = _corrected(f, flat, None, l2)[0] if entries == mx.float64 else f
+    return Factor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
 
 
 def _cholesky(gram, l2, shape, entries):

@@ -11,7 +11,7 @@ W = R A^T D b with R_t = (A^T D A + L_t)^-1 for each target t, D = diag(w), L_t 
     l2_bar = -u o q
 
 No sqrt(w) appears, so that the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
-([[Re, -Im], [Im, Re]]), and so do dual ones in float64.
+([[Re, -Im], [Im, Re]]). The dual form is in ``_dual_rules``.
 """
 
 import mlx.core as mx
@@ -33,7 +33,7 @@ def normal(a, w, l2, x, inverse: Inverse):
 
     The power of two r = 1 / |A| stays apart: R x is of the size of x / |A|^2, which no dtype holds at extreme scales.
     """
-    return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, a, w, l2, x))
+    return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, l2, a.shape, x))
 
 
 def attach_ridge(a, b, w, l2, inverse: Inverse, value):
@@ -129,7 +129,7 @@ def gram_normal(k, l2, x, inverse: Inverse):
     """``(K + L)^-1 x`` as a function of K itself, for statistics that were accumulated elsewhere; all float64."""
     with on_cpu():
         r = scales(inverse)
-        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, k, None, l2, x) * r * r)
+        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, l2, k.shape, x) * r * r)
 
 
 def _build_gram(route):
@@ -158,4 +158,4 @@ def _sum_to(x, w):
 
 
 _GRAM_RULES = {route: _build_gram(route) for route in ("shared", "feature")}
-_RULES = {route: _build(route) for route in ("shared", "feature", "dual")}
+_RULES = {route: _build(route) for route in ("shared", "feature")}

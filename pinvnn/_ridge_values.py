@@ -16,7 +16,7 @@ class Inverse(NamedTuple):
     """R as constants, in one of three routes.
 
     "shared": ``V diag(1 / (s^2 + r^2 l2_t)) V^T r^2`` with the V of A, for l2 that is the same for all features.
-    "dual": the same with the V of A^T, for l2 > 0.
+    "dual": the same with the V of A^T, for l2 > 0; or a full factor of A A^T + l2.
     "feature": ``V diag(1 / s^2) V^T r^2`` with a V of A^T D A + L_t itself, ``(..., 1 or k, n, n)``.
     """
 
@@ -63,36 +63,32 @@ def denominator(inverse: Inverse, l2, shape):
     return mx.where(singular, nan, 1 / (s * s + l2))
 
 
-def _by_vectors(inverse: Inverse, l2, shape, x):
-    """``R x / r^2`` of the primal routes, ``V diag(d) V^T x``; column by column if targets have their own matrices."""
-    f, v = inverse.f, inverse.f.v
-    d = None if f.full else denominator(inverse, l2, shape)
-    if inverse.route == "feature" and v.shape[-3] == 1:
-        v, d = v[..., 0, :, :], None if d is None else d[..., 0, :, :]
-    elif inverse.route == "feature":
-        y = _t(v) @ _t(x)[..., None]
-        return _t((v @ (y if d is None else d * y))[..., 0])
-    y = _t(v) @ x
-    return v @ (y if d is None else d * y)
-
-
-def apply(inverse: Inverse, a, w, l2, x):
-    """The constant ``R x / r^2``, float64 ``(..., n, k)``."""
+def apply(inverse: Inverse, l2, shape, x):
+    """The constant ``R x / r^2`` of the primal routes, V diag(d) V^T x; ``shape`` is that of A, ``x`` (..., n, k)."""
     with on_cpu():
-        if inverse.route != "dual":
-            return _by_vectors(inverse, l2, a.shape, x)
-        f, d = inverse.f, denominator(inverse, l2, a.shape)
+        f, v = inverse.f, inverse.f.v
+        d = None if f.full else denominator(inverse, l2, shape)
+        if inverse.route == "feature" and v.shape[-3] == 1:
+            v, d = v[..., 0, :, :], None if d is None else d[..., 0, :, :]
+        elif inverse.route == "feature":  # column by column: targets have their own matrices
+            y = _t(v) @ _t(x)[..., None]
+            return _t((v @ (y if d is None else d * y))[..., 0])
+        y = _t(v) @ x
+        return v @ (y if d is None else d * y)
+
+
+def dual_value(f: Factor, a, w, l2, x):
+    """The constant ``(A A^T + l2 D^-1)^-1 x`` from the factor of (D^(1/2) A)^T, float64."""
+    with on_cpu():
         root = mx.sqrt(w)[..., None] * f.r
-        inner = f.v @ (d * (_t(f.v) @ (root * (a @ x))))
-        return (x - _t(a) @ (root * inner)) / (l2 * f.r * f.r)
+        y = _t(f.v) @ (root * x)
+        return root * (f.v @ (y if f.full else denominator(Inverse(f, "dual"), l2, a.shape) * y))
 
 
 def solution(inverse: Inverse, a, b, w, l2, known=None):
     """The constant ``W``, float64."""
     left, rhs, pair, good = known or Known()
     with on_cpu():
-        if inverse.route == "dual":
-            return _by_right_vectors(inverse, a, b, w, l2)
         if left is None and pair is None:
             return _unscaled(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs)
         if left is None:
@@ -104,7 +100,7 @@ def solution(inverse: Inverse, a, b, w, l2, known=None):
 def _unscaled(inverse: Inverse, l2, shape, x):
     """``R x`` of the primal routes."""
     r = scales(inverse)
-    return _by_vectors(inverse, l2, shape, x) * (r * r)
+    return apply(inverse, l2, shape, x) * (r * r)
 
 
 def _by_pair(inverse: Inverse, a, b, w, l2, pair):
@@ -122,17 +118,8 @@ def _by_pair(inverse: Inverse, a, b, w, l2, pair):
 
 def _by_left_vectors(inverse: Inverse, a, b, w, l2, left):
     f, u = inverse.f, left[..., : a.shape[-2], :]
-    d, right = denominator(inverse, l2, a.shape) * f.s[..., None], _rooted(w, b)
+    d = denominator(inverse, l2, a.shape) * f.s[..., None]
+    right = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
     if inverse.route == "feature":
         return _t((f.v @ (d * (_t(u) @ _t(right)[..., None])))[..., 0]) * scales(inverse)
     return f.v @ (d * (_t(u) @ right)) * f.r
-
-
-def _by_right_vectors(inverse: Inverse, a, b, w, l2):
-    f, d = inverse.f, denominator(inverse, l2, a.shape)
-    return _t(a) @ _rooted(w, f.v @ (d * (_t(f.v) @ _rooted(w, b))) * f.r * f.r)
-
-
-def _rooted(w, x):
-    """``diag(sqrt(w)) x``."""
-    return x if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * x

@@ -19,7 +19,7 @@ ROWS = [
     "_values",
     "_ridge_values",
     "_spectral _products",
-    "_rules _ridge_rules _ridge_inverse",
+    "_rules _dual_rules _ridge_rules _ridge_inverse",
     "_pinv _ridge",
     "_lstsq _subspaces",
     "nn",

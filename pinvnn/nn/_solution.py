@@ -3,6 +3,7 @@
 import mlx.core as mx
 
 from .._attach import attach
+from .._dual_rules import dual_solution
 from .._factor import Factor
 from .._lstsq import lstsq
 from .._place import astype, large, on_cpu
@@ -35,11 +36,12 @@ def smallest_objective(p: Problem):
         with on_cpu():
             a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
     inverse, known = inverse_of_ridge(a, w, p.l2, route, p.entries, b)
-    x = solution(inverse, a, b, w, p.l2, known)
-    with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
-        x = mx.stop_gradient(x)
     with large(a.dtype):
         ones = mx.ones((1,), a.dtype) if w is None else w
+    with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
+        dual = inverse.route == "dual"
+        x = dual_solution(a, b, ones, p.l2, inverse.f) if dual else solution(inverse, a, b, w, p.l2, known)
+        x = mx.stop_gradient(x)
     value = _envelopes[inverse.route](a, b, ones, p.l2, *inverse.f, x, _objective(a, b, w, p.l2, astype(x, a.dtype)))
     with on_cpu() if route == "dual" else large(p.a.dtype):
         return value.astype(p.a.dtype)
@@ -68,6 +70,8 @@ def _objective(a, b, w, l2, x):
 def _envelope(route):
     def attached(a, b, w, l2, hints):
         *factors, x = hints
+        if route == "dual":
+            return dual_solution(a, b, w, l2, Factor(*factors))
         return attach_ridge(a, b, w, l2, Inverse(Factor(*factors), route), x)
 
     def vjp(_, bar, a, b, w, l2, *hints):

@@ -1,0 +1,68 @@
+"""Ridge regression in its dual form, real, float64, of every order: y = M b, M = (A A^T + l2 D^-1)^-1, W = A^T y.
+
+With D = diag(w) and u = M y_bar, and g = D^-1 y, h = D^-1 u:
+
+    b_bar = u,  A_bar = -(u (A^T y)^T + y (A^T u)^T),  w_bar_i = sum_t l2_t g_it h_it,  l2_bar_t = -sum_i u_it g_it
+    dy    = M (db - dA A^T y - A dA^T y - dl2 g) + v - M A A^T v,  v = dD g
+
+At weight 0, and near it for the sake of digits, g = (b - A A^T y) / l2. Through R = (A^T D A + l2 I)^-1 instead, as in
+``_ridge_rules``, the gradient would lose the square of the condition number: A R x is M A x.
+"""
+
+import mlx.core as mx
+
+from ._attach import attach
+from ._factor import CORES, Factor
+from ._place import on_cpu
+from ._ridge_values import dual_value
+
+# Weights below this part of the largest one count as small.
+_SMALL = 1e-6
+
+
+def _t(x):
+    return mx.swapaxes(x, -1, -2)
+
+
+def dual_solution(a, b, w, l2, f: Factor):
+    """``W``, for weights ``(..., m)`` or, where one serves all rows, ``(..., 1)``."""
+    with on_cpu():
+        return _t(a) @ _dual(a, w, l2, b, f)
+
+
+def _dual(a, w, l2, x, f: Factor):
+    return _attached(a, w, l2, x, *f, dual_value(f, a, w, l2, x))
+
+
+def _over_weights(y, a, w, l2, x):
+    """D^-1 y."""
+    w = w[..., None]
+    large = w > _SMALL * mx.max(w, axis=-2, keepdims=True)
+    return mx.where(large, y / mx.where(large, w, mx.ones_like(w)), (x - a @ (_t(a) @ y)) / l2)
+
+
+def _vjp(y, bar, a, w, l2, x, *hints):
+    u = _dual(a, w, l2, bar, Factor(*hints))
+    with on_cpu():
+        a_bar = -(u @ _t(_t(a) @ y) + y @ _t(_t(a) @ u))
+        g, h = _over_weights(y, a, w, l2, x), _over_weights(u, a, w, l2, bar)
+        w_bar = mx.sum(l2 * g * h, axis=-1)
+        if w.shape[-1] == 1:
+            w_bar = mx.sum(w_bar, axis=-1, keepdims=True)
+        return a_bar, w_bar, -mx.sum(u * g, axis=-2, keepdims=True), u
+
+
+def _jvp(y, tangents, a, w, l2, x, *hints):
+    da, dw, dl, dx = tangents[:4]
+    with on_cpu():
+        g = _over_weights(y, a, w, l2, x)
+        v = None if dw is None else dw[..., None] * g
+        parts = [] if dx is None else [dx]
+        parts += [] if da is None else [-(da @ (_t(a) @ y)) - a @ (_t(da) @ y)]
+        parts += [] if dl is None else [-dl * g]
+        parts += [] if v is None else [-(a @ (_t(a) @ v))]
+        moved = _dual(a, w, l2, sum(parts[1:], parts[0]), Factor(*hints))
+        return moved if v is None else moved + v
+
+
+_attached = attach(_vjp, _jvp, (2, 1, 2, 2, *CORES, 2))
