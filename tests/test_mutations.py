@@ -20,7 +20,7 @@ import pinvnn
 from tests.cases import array, gaussian, numpy, real, with_values
 
 PACKAGE = Path(pinvnn.__file__).parent
-RULES = ("_spectral", "_rules", "_ridge_rules", "_square_rules")
+RULES = ("_spectral", "_rules", "_ridge_rules", "_dual_rules", "_square_rules")
 FUNCTIONS = {"pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq"}
 
 # These build rules or hand constants on: what they return is no array.
@@ -202,6 +202,7 @@ PROBLEMS = {
     "values": (lambda p, a, w: p["lstsq"](a, mx.zeros(len(a)), weights=w).singular_values, numpy_values, "aw"),
     "ridge": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="primal"), numpy_ridge, "ablw"),
     "dual": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablw"),
+    "dual, a weight 0": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablz"),
     "feature": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abfw"),
     "feature and target": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abgw"),
     "normal ridge": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khl"),
@@ -252,6 +253,7 @@ class Problem:
             "a": turn @ with_values(m, n, [2.0, 1.2, 0.4]),
             "b": numpy(gaussian((m, 2), dtype, 1)),
             "w": np.linspace(0.9, 1.1, m),
+            "z": np.linspace(0, 1.1, m),
             "l": np.array([0.3, 0.7]),
             "f": np.linspace(0.3, 0.7, n)[:, None],
             "g": np.linspace(0.3, 0.7, 2 * n).reshape(n, 2),
@@ -325,7 +327,8 @@ CHECKS = {
     "_spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
     "_rules": LSTSQ + FULL + grid(["pinv", "lstsq", "weighted"], BOTH, NARROW),
     "_square_rules": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
-    "_ridge_rules": grid(["ridge", "dual", "feature", "feature and target"], BOTH, WIDE) + NORMAL
+    "_dual_rules": grid(["dual", "dual, a weight 0"], BOTH, WIDE),
+    "_ridge_rules": grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + NORMAL
     + grid(["ridge"], TALL, NARROW),
 }
 

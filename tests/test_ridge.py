@@ -4,6 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.cases import Case
+from benchmarks.problems import problem
+from benchmarks.reference import reference as reference_of
 from pinvnn import lstsq, ridge
 from tests.cases import (
     DTYPES,
@@ -311,3 +314,44 @@ def test_data_that_are_nothing_beside_the_penalty(shape, l2, scale):
     with mx.stream(mx.cpu):
         for got in (*everywhere(a, b, l2), ridge(a, b, mx.stack([l2, l2]))):
             np.testing.assert_allclose(numpy(got) / scale, x.T @ numpy(b) / numpy(l2), rtol=1e-12)
+
+
+# --- The dual form --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "compiled"])
+@pytest.mark.parametrize("cond", [10.0, 1e4])
+def test_the_gradient_of_the_dual_form_keeps_its_digits(cond, seen):
+    """At a penalty of a tenth of the smallest squared singular value, against twice the precision of float64."""
+    data = problem(Case("ridge", 1, 8, 40, "float64"), cond)
+    arrays = [array(data[name], mx.float64) for name in ("a", "b", "bar")]
+
+    def fn(a, b, bar):
+        value, gradient = mx.vjp(lambda a, b: ridge(a, b, data["l2"]), [a, b], [bar])
+        return *value, *gradient
+
+    with mx.stream(mx.cpu):
+        got = (fn if seen else mx.compile(fn))(*arrays)
+    for x, want in zip(got, reference_of("ridge", data), strict=True):
+        close(x, want, 20 * 2.0**-52 * cond)
+
+
+def test_the_dual_form_at_small_weights_and_at_zero():
+    """Its gradient is that of the primal form: none of the two ways of dividing by a weight is wrong at its border."""
+    w = array([1.0, 2.0, 1e-3, 2.1e-6, 1.9e-6, 1e-12, 0.0], mx.float64)
+    a, b = gaussian((7, 9)), gaussian((7, 2), seed=1)
+
+    def gradients(method, order):
+        def loss(a, b, l2, w):
+            with mx.stream(mx.cpu):
+                return mx.sum(mx.square(ridge(a, b, l2, weights=w, method=method)))
+
+        def steepness(*args):
+            with mx.stream(mx.cpu):
+                return sum(mx.sum(mx.sin(g)) for g in mx.grad(loss, argnums=(0, 1, 2, 3))(*args))
+
+        return mx.grad(loss if order == 1 else steepness, argnums=(0, 1, 2, 3))(a, b, array([0.5, 2.0], mx.float64), w)
+
+    for order in (1, 2):
+        for x, y in zip(gradients("dual", order), gradients("primal", order), strict=True):
+            close(x, numpy(y), 1e-9)
