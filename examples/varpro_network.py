@@ -99,8 +99,9 @@ ours = paths["VarPro"]
 for name, path in list(paths.items())[1:]:
     below = np.flatnonzero(ours[:, 1] <= path[-1, 1])
     if below.size:
-        steps, seconds = below[0] + 1, ours[below[0], 0]
-        print(f"VarPro is there after {steps} steps ({len(path) / steps:.0f} times fewer) and {seconds:.1f} s: {name}")
+        steps, (seconds, training, test) = below[0] + 1, ours[below[0]]
+        print(f"VarPro is there after {steps} steps ({len(path) / steps:.0f} times fewer) and {seconds:.1f} s, "
+              f"at {training:.1e} and {test:.1e}: {name}")
     else:
         print(f"VarPro does not get there in {len(ours)} steps: {name}")
 
