@@ -34,18 +34,21 @@ def _dual(a, w, l2, x, f: Factor):
     return _attached(a, w, l2, x, *f, dual_value(f, a, w, l2, x))
 
 
-def _over_weights(y, a, w, l2, x):
-    """D^-1 y."""
+def _over_weights(y, ay, a, w, l2, x):
+    """D^-1 y, with A^T y at hand."""
+    if w.shape[-1] == 1 and y.shape[-2] != 1:  # the one 1 that stands for no weights
+        return y
     w = w[..., None]
     large = w > _SMALL * mx.max(w, axis=-2, keepdims=True)
-    return mx.where(large, y / mx.where(large, w, mx.ones_like(w)), (x - a @ (_t(a) @ y)) / l2)
+    return mx.where(large, y / mx.where(large, w, mx.ones_like(w)), (x - a @ ay) / l2)
 
 
 def _vjp(y, bar, a, w, l2, x, *hints):
     u = _dual(a, w, l2, bar, Factor(*hints))
     with on_cpu():
-        a_bar = -(u @ _t(_t(a) @ y) + y @ _t(_t(a) @ u))
-        g, h = _over_weights(y, a, w, l2, x), _over_weights(u, a, w, l2, bar)
+        ay, au = _t(a) @ y, _t(a) @ u
+        a_bar = -(u @ _t(ay) + y @ _t(au))
+        g, h = _over_weights(y, ay, a, w, l2, x), _over_weights(u, au, a, w, l2, bar)
         w_bar = mx.sum(l2 * g * h, axis=-1)
         if w.shape[-1] == 1:
             w_bar = mx.sum(w_bar, axis=-1, keepdims=True)
@@ -55,10 +58,11 @@ def _vjp(y, bar, a, w, l2, x, *hints):
 def _jvp(y, tangents, a, w, l2, x, *hints):
     da, dw, dl, dx = tangents[:4]
     with on_cpu():
-        g = _over_weights(y, a, w, l2, x)
+        ay = _t(a) @ y
+        g = _over_weights(y, ay, a, w, l2, x)
         v = None if dw is None else dw[..., None] * g
         parts = [] if dx is None else [dx]
-        parts += [] if da is None else [-(da @ (_t(a) @ y)) - a @ (_t(da) @ y)]
+        parts += [] if da is None else [-(da @ ay) - a @ (_t(da) @ y)]
         parts += [] if dl is None else [-dl * g]
         parts += [] if v is None else [-(a @ (_t(a) @ v))]
         moved = _dual(a, w, l2, sum(parts[1:], parts[0]), Factor(*hints))

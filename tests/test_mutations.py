@@ -202,6 +202,8 @@ PROBLEMS = {
     "values": (lambda p, a, w: p["lstsq"](a, mx.zeros(len(a)), weights=w).singular_values, numpy_values, "aw"),
     "ridge": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="primal"), numpy_ridge, "ablw"),
     "dual": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablw"),
+    "dual, no weights": (lambda p, a, b, l2: p["ridge"](a, b, l2, method="dual"),
+                         lambda a, b, l2: numpy_ridge(a, b, l2, np.ones(len(a))), "abl"),
     "dual, a weight 0": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablz"),
     "feature": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abfw"),
     "feature and target": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abgw"),
@@ -327,7 +329,7 @@ CHECKS = {
     "_spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
     "_rules": LSTSQ + FULL + grid(["pinv", "lstsq", "weighted"], BOTH, NARROW),
     "_square_rules": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
-    "_dual_rules": grid(["dual", "dual, a weight 0"], BOTH, WIDE),
+    "_dual_rules": grid(["dual", "dual, a weight 0", "dual, no weights"], BOTH, WIDE),
     "_ridge_rules": grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + NORMAL
     + grid(["ridge"], TALL, NARROW),
 }
