@@ -1,17 +1,29 @@
 """Differentiable pseudo-inverse, least squares, ridge and closed-form readout layers for MLX."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._backend import require_backend
 
 require_backend()  # Before anything imports MLX: a missing backend is then explained.
 
+from ._diagnose import diagnose, matrix_rank
 from ._lstsq import lstsq
-from ._pinv import diagnose, matrix_rank, pinv
+from ._penrose import penrose_residuals
+from ._pinv import pinv
 from ._ridge import ridge
-from ._subspaces import null_space, orth, penrose_residuals
+from ._subspaces import null_space, orth
 from ._types import Diagnosis, LstsqResult
 from ._version import version
+
+if TYPE_CHECKING:  # At run time a subpackage is imported at its first use: see __getattr__.
+    from . import heads as heads
+    from . import nn as nn
+    from . import streaming as streaming
+    from . import testing as testing
+    from . import varpro as varpro
+
+    __version__: str
 
 __all__ = [
     "Diagnosis",
@@ -27,7 +39,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Subpackages and the version on first use: ``import pinvnn`` stays quick."""
     if name == "__version__":
         return version()

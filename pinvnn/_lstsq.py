@@ -2,18 +2,18 @@
 
 import mlx.core as mx
 
-from . import _checks, _dtypes, _rank
-from ._blocks import h
-from ._factor import Factor, factor, gram_factor
-from ._full_rank import factor_of_inverse, full_rank, inverse_by_lu, with_vectors
-from ._pinv import rank
-from ._place import astype, large, on_cpu
-from ._products import gram, sum_over_rows, weigh
-from ._rules import attach_adjoint, attach_solve
-from ._spectral import eigenvalues, inverse
-from ._square_rules import attach_square_solve
+from ._factor.full_rank import factor_of_inverse, full_rank, inverse_by_lu, with_vectors
+from ._factor.rank import default_rtol
+from ._factor.right_factor import Factor, factor, gram_factor, rank_of
+from ._factor.values import adjoint_value, known_adjoint_value, known_solve_value, solve_value, square_value
+from ._mlx import checks, dtypes
+from ._mlx.complex import h
+from ._mlx.place import astype, large, on_cpu
+from ._rules.products import gram, sum_over_rows, weigh
+from ._rules.solve import attach_adjoint, attach_solve
+from ._rules.spectral import eigenvalues, inverse
+from ._rules.square import attach_square_solve
 from ._types import LstsqResult
-from ._values import adjoint_value, known_adjoint_value, known_solve_value, solve_value, square_value
 
 
 def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
@@ -60,20 +60,20 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
         [1.0, 2.0]
     """
     name = "lstsq"
-    a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
-    out, work = _dtypes.result(a, b), _dtypes.working(a, b)
+    a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
+    out, work = dtypes.result(a, b), dtypes.working(a, b)
     if weights is not None:
-        weights = _checks.real_array(name, "weights", weights, work)
-    _checks.rows(name, a, b, weights)
-    method = _checks.method(name, method, work)
+        weights = checks.real_array(name, "weights", weights, work)
+    checks.rows(name, a, b, weights)
+    method = checks.method(name, method, work)
     vector = b.ndim == 1
     batch = [("a", a.shape[:-2])] + ([] if weights is None else [("weights", weights.shape[:-1])])
-    of_a = _checks.batch_shape(name, *batch)
-    whole = _checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
-    rtol, atol = _checks.tolerance(name, "rtol", rtol, of_a), _checks.tolerance(name, "atol", atol, of_a)
+    of_a = checks.batch_shape(name, *batch)
+    whole = checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
+    rtol, atol = checks.tolerance(name, "rtol", rtol, of_a), checks.tolerance(name, "atol", atol, of_a)
     if method == "cholesky" and weights is not None and a.shape[-2] < a.shape[-1]:
         got, remedy = f"shape {a.shape}", "Use method='auto'."
-        _checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
+        checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work, stream):
         a, b = astype(a, work), astype(b, work)
         b = b[:, None] if vector else b
@@ -92,14 +92,14 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
 
 
 def _empty(a, shape):
-    real = _dtypes.real(a.dtype)
+    real = dtypes.real(a.dtype)
     least = min(a.shape[-2:])
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
 
 
 def _sums_of_squares(rest, weights):
     if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
-        return mx.zeros((*rest.shape[:-2], rest.shape[-1]), _dtypes.real(rest.dtype))
+        return mx.zeros((*rest.shape[:-2], rest.shape[-1]), dtypes.real(rest.dtype))
     if rest.dtype == mx.complex64:
         squares = mx.square(mx.real(rest)) + mx.square(mx.imag(rest))
     else:
@@ -130,7 +130,7 @@ def _solve(a, b, w, rtol, atol, method, whole):
         if method == "auto":
             return of(x, full, with_vectors(known.factor))
         f, _ = factor(flat, w, rtol, atol)
-        return of(x, rank(a, f), f)
+        return of(x, rank_of(a, f), f)
     f, left = factor(flat, w, rtol, atol, method)
     if b.shape[-1] == 0:
         x = mx.zeros((*whole, n, 0), a.dtype)
@@ -138,7 +138,7 @@ def _solve(a, b, w, rtol, atol, method, whole):
         x = attach_solve(a, b, w, f, solve_value(a, b, w, f, left))
     else:
         x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
-    return of(x, rank(a, f), f)
+    return of(x, rank_of(a, f), f)
 
 
 def _singular_values(a, w, f: Factor):
@@ -150,9 +150,9 @@ def _singular_values(a, w, f: Factor):
         if twins:
             s, values = s[..., ::2], mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1)
         m, n = a.shape[-2:]
-        real = s > _rank.default_rtol(m, n, a.dtype) * s[..., :1]
+        real = s > default_rtol(m, n, a.dtype) * s[..., :1]
         root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))
-        return (mx.where(real, root, s) / f.r[..., 0]).astype(_dtypes.real(a.dtype))
+        return (mx.where(real, root, s) / f.r[..., 0]).astype(dtypes.real(a.dtype))
 
 
 def normal_lstsq(gram_matrix, rhs, rtol=None):
@@ -172,6 +172,6 @@ def normal_lstsq(gram_matrix, rhs, rtol=None):
         if n == 0:
             return mx.zeros(rhs.shape, rhs.dtype)
         k = gram_matrix.astype(mx.float64)
-        rtol = (n * _dtypes.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
+        rtol = (n * dtypes.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
         f = gram_factor(k, gram_matrix.dtype, (n, n), rtol, None)
         return (inverse(k * f.r * f.r, rhs.astype(mx.float64), f) * f.r * f.r).astype(rhs.dtype)

@@ -1,16 +1,15 @@
-"""The pseudo-inverse, and what is read off one factorization of a matrix."""
+"""The pseudo-inverse."""
 
 import mlx.core as mx
 
-from . import _checks, _dtypes, _rank
-from ._blocks import h
-from ._factor import Factor, factor
-from ._full_rank import full_rank, inverse_by_lu
-from ._place import CPU, astype, large, on_cpu
-from ._rules import attach_pinv, attach_pinv_by_vectors
-from ._square_rules import attach_inverse
-from ._types import Diagnosis
-from ._values import known_pinv_value, left_vectors, pinv_value
+from ._factor.full_rank import full_rank, inverse_by_lu
+from ._factor.right_factor import factor
+from ._factor.values import known_pinv_value, left_vectors, pinv_value
+from ._mlx import checks, dtypes
+from ._mlx.complex import h
+from ._mlx.place import CPU, astype, large
+from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
+from ._rules.square import attach_inverse
 
 
 def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None):
@@ -57,13 +56,13 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
         >>> mx.grad(lambda a: pinvnn.pinv(a).sum())(mx.array([[2.0]]))
         array([[-0.25]], dtype=float32)
     """
-    a = _matrix("pinv", a, hermitian)
-    out = _dtypes.result(a)
-    work = _dtypes.working(a)
-    method = _checks.method("pinv", method, work)
-    rtol, atol = _tolerances("pinv", a, rtol, atol)
+    a = checks.matrix("pinv", a, hermitian)
+    out = dtypes.result(a)
+    work = dtypes.working(a)
+    method = checks.method("pinv", method, work)
+    rtol, atol = checks.tolerances("pinv", a, rtol, atol)
     with large(work, stream):
-        a = _working(a, work, hermitian)
+        a = checks.in_working_dtype(a, work, hermitian)
         if a.size == 0:
             return mx.zeros((*a.shape[:-2], a.shape[-1], a.shape[-2]), out)
         if a.shape[-2] < a.shape[-1]:
@@ -82,98 +81,3 @@ def _tall_pinv(a, rtol, atol, method):
     # Near the square the left vectors are worth their memory: the gradient needs no other product of size n^3.
     left = mx.stop_gradient(left_vectors(a, f) if left is None else astype(left, a.dtype), stream=CPU)
     return attach_pinv_by_vectors(a, *f, left, pinv_value(a, f, left))
-
-
-def matrix_rank(a, *, rtol=None, atol=None, hermitian=False):
-    """Number of singular values above ``max(atol, rtol * s_max)``.
-
-    Args:
-        a: ``(..., m, n)``.
-        rtol: As in :func:`pinv`.
-        atol: As in :func:`pinv`.
-        hermitian: As in :func:`pinv`.
-
-    Returns:
-        ``(...)`` int32; 0 for a matrix with NaN or Inf. No gradient.
-
-    Raises:
-        ValueError: for a shape or tolerance that does not fit.
-        TypeError: for what is no array.
-
-    Example:
-        >>> int(matrix_rank(mx.ones((3, 2))))
-        1
-    """
-    a, f = _small_factor("matrix_rank", a, rtol, atol, hermitian)
-    return mx.zeros(a.shape[:-2], mx.int32) if f is None else rank(a, f)
-
-
-def diagnose(a, *, rtol=None, atol=None):
-    """Rank, condition and gap of a matrix, in lazy arrays that survive ``mx.compile``.
-
-    Args:
-        a: ``(..., m, n)``.
-        rtol: As in :func:`pinv`.
-        atol: As in :func:`pinv`.
-
-    Returns:
-        A :class:`Diagnosis` of arrays ``(...)``. Its ``gap`` is what the gradient of :func:`pinv` divides by.
-
-    Raises:
-        ValueError: for a shape or tolerance that does not fit.
-        TypeError: for what is no array.
-
-    Example:
-        >>> diagnose(mx.array([[2.0, 0.0], [0.0, 1.0]])).cond
-        array(2, dtype=float32)
-    """
-    a, f = _small_factor("diagnose", a, rtol, atol, False)
-    batch = a.shape[:-2]
-    if f is None:
-        zeros, ones = mx.zeros(batch, mx.int32), mx.ones(batch)
-        return Diagnosis(zeros, ones, ones, mx.zeros(batch), mx.ones(batch, mx.bool_))
-    with on_cpu():
-        kept = f.kept > 0
-        dtype = _dtypes.real(_dtypes.working(a))
-        last = mx.min(mx.where(kept, f.s, mx.array(float("inf"), f.s.dtype)), axis=-1)
-        s_max = f.s[..., 0]
-        cond = mx.where(mx.any(kept, axis=-1), s_max / last, mx.full(s_max.shape, float("inf"), s_max.dtype))
-        values = (cond, _rank.gap(f.s, kept), s_max / f.r[..., 0, 0])
-        cond, gap, s_max = (x.astype(dtype) for x in values)
-        return Diagnosis(rank(a, f), cond, gap, s_max, mx.isfinite(f.s[..., 0]))
-
-
-def rank(a, f: Factor):
-    """The rank that a factor of ``a`` decided, int32."""
-    with on_cpu():
-        count = mx.sum(f.kept, axis=-1)
-        return (count / 2 if a.dtype == mx.complex64 else count).astype(mx.int32)
-
-
-def _small_factor(name, a, rtol, atol, hermitian):
-    """Working ``a`` and the :class:`Factor` of its taller orientation, None if it is empty."""
-    a = _matrix(name, a, hermitian)
-    work = _dtypes.working(a)
-    rtol, atol = _tolerances(name, a, rtol, atol)
-    with large(work):
-        a = _working(a, work, hermitian)
-        if a.size == 0:
-            return a, None
-        return a, factor(a if a.shape[-2] >= a.shape[-1] else h(a), None, rtol, atol)[0]
-
-
-def _matrix(name, a, hermitian=False):
-    a = _checks.array(name, "a", a, 2)
-    if hermitian and a.shape[-1] != a.shape[-2]:
-        _checks.fail(name, "a Hermitian matrix must be square", f"shape {a.shape}", "Leave hermitian=False.")
-    return a
-
-
-def _tolerances(name, a, rtol, atol):
-    batch = a.shape[:-2]
-    return _checks.tolerance(name, "rtol", rtol, batch), _checks.tolerance(name, "atol", atol, batch)
-
-
-def _working(a, dtype, hermitian):
-    a = astype(a, dtype)
-    return (a + h(a)) * 0.5 if hermitian else a

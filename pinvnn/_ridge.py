@@ -2,14 +2,14 @@
 
 import mlx.core as mx
 
-from . import _checks, _dtypes
-from ._blocks import embed, stack, unstack
-from ._dual_rules import dual_solution
-from ._factor import gram_factor
-from ._place import astype, large, on_cpu
-from ._ridge_inverse import gram_inverse, in_range, inverse_of_ridge
-from ._ridge_rules import attach_ridge, gram_normal
-from ._ridge_values import Inverse, solution
+from ._factor.ridge_inverse import gram_inverse, in_range, inverse_of_ridge, penalty_matrix, ridge_route
+from ._factor.ridge_values import Inverse, solution
+from ._factor.right_factor import gram_factor
+from ._mlx import checks, dtypes
+from ._mlx.complex import embed, stack, unstack
+from ._mlx.place import astype, large, on_cpu
+from ._rules.dual import dual_solution
+from ._rules.ridge import attach_ridge, gram_normal
 
 _METHODS = ("auto", "primal", "dual")
 
@@ -53,19 +53,19 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
         array([2], dtype=float32)
     """
     name = "ridge"
-    a, b = _checks.array(name, "a", a, 2), _checks.array(name, "b", b, 1)
-    out, work = _dtypes.result(a, b), _dtypes.working(a, b)
+    a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
+    out, work = dtypes.result(a, b), dtypes.working(a, b)
     if weights is not None:
-        weights = _checks.real_array(name, "weights", weights, work)
-    _checks.rows(name, a, b, weights)
+        weights = checks.real_array(name, "weights", weights, work)
+    checks.rows(name, a, b, weights)
     vector = b.ndim == 1
     n, k = a.shape[-1], 1 if vector else b.shape[-1]
-    l2 = _checks.penalty(name, l2, n, k, vector)
+    l2 = checks.penalty(name, l2, n, k, vector)
     unpenalized = isinstance(l2, float) and l2 == 0
-    l2 = _two_dimensional(l2, vector)
-    route = _route(name, method, a.shape[-2:], l2, work, unpenalized)
+    l2 = penalty_matrix(l2, vector)
+    route = _route(method, a.shape[-2:], l2, work, unpenalized)
     batch = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])]
-    whole = _checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
+    whole = checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
     with large(work, stream):
         a, b = astype(a, work), astype(b, work)
         b = b[:, None] if vector else b
@@ -77,15 +77,6 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
         return x.squeeze(-1) if vector else x
 
 
-def _two_dimensional(l2, vector=False):
-    """The penalty in float64 as ``(..., 1 or n, 1 or k)``."""
-    with on_cpu():
-        l2 = l2.astype(mx.float64) if isinstance(l2, mx.array) else mx.array(l2, mx.float64)
-        if vector and l2.ndim:
-            l2 = l2[..., None]
-        return l2.reshape(*(1,) * (2 - l2.ndim), *l2.shape)
-
-
 def _without_data(l2, shape, dtype):
     """Nothing to fit: zero where there is a penalty, NaN where there is none either."""
     with on_cpu():
@@ -93,19 +84,13 @@ def _without_data(l2, shape, dtype):
         return x.astype(dtype)
 
 
-def _route(name, method, shape, l2, dtype, unpenalized):
-    """Which constants of the inverse serve: see :class:`Inverse`."""
+def _route(method, shape, l2, dtype, unpenalized):
+    """The checked route: see :func:`ridge_route`."""
     if method not in _METHODS:
-        _checks.fail(name, f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
-    (m, n), by_feature, by_target = shape, l2.shape[-2] > 1, l2.shape[-1] > 1
-    if method == "dual" and by_feature:
-        _checks.fail(name, "the dual form needs the same l2 for all features", f"shape {l2.shape}", "Use 'primal'.")
-    if by_feature:
-        return "feature"
-    if method == "dual" or (method == "auto" and m < n):
-        return "dual"
-    # One penalty for all: a Cholesky factor will do, unless there is none and the rank decides.
-    return "shared" if by_target or dtype == mx.float64 or unpenalized else "feature"
+        checks.fail("ridge", f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
+    if method == "dual" and l2.shape[-2] > 1:
+        checks.fail("ridge", "the dual form needs the same l2 for all features", f"shape {l2.shape}", "Use 'primal'.")
+    return ridge_route(method, shape, l2, dtype, unpenalized)
 
 
 def _real_ridge(a, b, l2, w, route):
@@ -145,16 +130,16 @@ def normal_ridge(gram, rhs, l2):
         ``(..., n, k)`` in the dtype of ``rhs``; NaN where singular.
     """
     n, k = rhs.shape[-2:]
-    l2 = _checks.penalty("ridge", l2, n, k, False)
+    l2 = checks.penalty("ridge", l2, n, k, False)
     with on_cpu():
         if rhs.size == 0:
             return mx.zeros(rhs.shape, rhs.dtype)
         k, x = gram.astype(mx.float64), rhs.astype(mx.float64)
-        l2 = _two_dimensional(l2)
+        l2 = penalty_matrix(l2)
         entries = gram.dtype
         if l2.shape[-2] > 1:
             inverse = gram_inverse(k, l2, entries, n)
         else:
-            f = gram_factor(k, entries, (n, n), (n * _dtypes.eps(entries)) ** 0.5)
+            f = gram_factor(k, entries, (n, n), (n * dtypes.eps(entries)) ** 0.5)
             inverse = Inverse(in_range(f, l2), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

@@ -1,12 +1,29 @@
-"""Result types of the public functions."""
+"""Types of the public functions: what they take, as aliases that an editor shows, and what they return."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
 
 import mlx.core as mx
 
+if TYPE_CHECKING:
+    import numpy as np  # not at run time: NumPy takes longer to import than all of MLX
+
+#: Anything that ``mx.array`` takes: an array, a NumPy array, a number, nested lists of numbers.
+ArrayLike: TypeAlias = Union[mx.array, "np.ndarray[Any, Any]", Sequence[Any], bool, int, float, complex]
+#: A cutoff for singular values: a non-negative number, an array over the batch, or None for the default.
+Tolerance: TypeAlias = ArrayLike | None
+#: A penalty that broadcasts against the solution (n, k): a number, (k,) per target, (n, 1) per feature, (n, k).
+Penalty: TypeAlias = ArrayLike
+#: Where the large products run: None for the default device.
+Stream: TypeAlias = mx.Stream | mx.Device | None
+#: Routes of :func:`pinvnn.pinv` and :func:`pinvnn.lstsq`.
+Method: TypeAlias = Literal["auto", "gram", "svd", "cholesky"]
+#: Routes of :func:`pinvnn.ridge`.
+RidgeMethod: TypeAlias = Literal["auto", "primal", "dual"]
+
 
 class LstsqResult(NamedTuple):
-    """What :func:`pinvnn.lstsq` returns. What is not used is not computed: MLX is lazy.
+    """What :func:`pinvnn.lstsq` returns. All fields are lazy: MLX computes only those that are evaluated.
 
     Attributes:
         solution: The minimum-norm least-squares solution, ``(..., n, k)``, or ``(n,)`` for a vector ``b``.

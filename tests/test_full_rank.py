@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pinvnn import lstsq, matrix_rank, pinv, ridge
-from pinvnn._blocks import crosses
-from pinvnn._eager import evaluated_crosses, visible
-from pinvnn._full_rank import full_rank, inverse_by_lu
+from pinvnn._factor.full_rank import full_rank, inverse_by_lu
+from pinvnn._mlx.blocks import crosses
+from pinvnn._mlx.eager import evaluated_crosses, visible
 from tests.cases import (
     DTYPES,
     RTOL,

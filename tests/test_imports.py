@@ -10,31 +10,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pinvnn"
 
-# A module may import from the rows above its own, and a package (testing, nn, ...) from itself. A new module goes here.
-ROWS = [
-    "_backend _version _types _dtypes _place testing",
-    "_rank _attach _checks _blocks",
-    "_eager _factor _square_rules",
-    "_full_rank",
-    "_values",
-    "_ridge_values",
-    "_spectral _products",
-    "_rules _dual_rules _ridge_rules _ridge_inverse",
-    "_pinv _ridge",
-    "_lstsq _subspaces",
-    "nn",
-    "streaming",
-    "varpro",
-    "heads",
-    "__init__",
-]
-LEVELS = {name: level for level, row in enumerate(ROWS) for name in row.split()}
+# The rooms of the package, from the ground up. A file may import from the rooms above its own line here, and from its
+# own room. A file in the top folder holds a public function: these are one room.
+ROOMS = "testing _mlx _factor _rules functions nn streaming varpro heads".split()
+KERNEL = ("_mlx", "_factor", "_rules")
+# Files of the top folder that hold no public function, and what they may be imported by.
+GROUND = {"_backend", "_version", "_types"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def unit_of(path: Path) -> str:
-    """The name in LEVELS that a file of the package belongs to."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def room_of(path: Path) -> str:
+    """The room that a file of the package stands in."""
+    return room_of_parts(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of_parts(parts: tuple[str, ...]) -> str:
+    """Of dotted parts below the package: a folder, "functions", or "ground"."""
+    if not parts or parts[0] == "__init__":
+        return "__init__"
+    return parts[0] if parts[0] in ROOMS else "ground" if parts[0] in GROUND else "functions"
 
 
 def imported_modules(path: Path, source: str | None = None) -> list[tuple[str, bool]]:
@@ -58,24 +52,52 @@ def imported_modules(path: Path, source: str | None = None) -> list[tuple[str, b
     return found
 
 
-def imported_units(path: Path, source: str | None = None) -> set[str]:
-    """The units of this package that a file imports; the package itself counts as `__init__`."""
+def imported_names(path: Path, source: str | None = None) -> list[tuple[str, ...]]:
+    """What a file imports from this package, as parts below it: `from ..nn._fit import Fit` is (nn, _fit, Fit)."""
     names = [name.split(".") for name, _ in imported_modules(path, source)]
-    return {n[1] if len(n) > 1 and n[1] in LEVELS else "__init__" for n in names if n[0] == "pinvnn"}
+    return [tuple(n[1:]) for n in names if n[0] == "pinvnn"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+@each_file
 def test_imports_go_down_only(path):
-    unit = unit_of(path)
-    assert unit in LEVELS, f"give pinvnn/{unit} a row in this file"
-    for other in imported_units(path) - {unit}:
-        assert LEVELS[other] < LEVELS[unit], f"{unit} (level {LEVELS[unit]}) imports {other} (level {LEVELS[other]})"
+    room = room_of(path)
+    levels = {name: i for i, name in enumerate(["ground", *ROOMS, "__init__"])}
+    for name in imported_names(path):
+        other = room_of_parts(name)
+        assert other == room or levels[other] < levels[room], f"{room} imports {'.'.join(name)} from above"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@each_file
+def test_a_private_name_is_imported_by_its_own_package_only(path):
+    # All of pinvnn may use a room of the kernel and the files beside it, but nothing with an underscore inside of one.
+    home = path.relative_to(PACKAGE).parts[:-1]
+    for name in imported_names(path):
+        for i, part in enumerate(name):
+            if part.startswith("_") and i > 0:
+                assert home[:i] == name[:i], f"{'.'.join(name)} is private to {'.'.join(name[:i])}"
+
+
+LAYERS = [path for path in FILES if room_of(path) in ("testing", "nn", "streaming", "varpro", "heads")]
+
+
+@pytest.mark.parametrize("path", LAYERS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers_enter_the_kernel_by_its_doors(path):
+    # They take from a room of the kernel what its __init__.py hands out, and nothing behind it.
+    for name in imported_names(path):
+        if name and name[0] in KERNEL:
+            door = ast.parse((PACKAGE / name[0] / "__init__.py").read_text())
+            imports = [node for node in door.body if isinstance(node, ast.ImportFrom)]
+            assert len(name) == 2, f"import {name[-1]} from pinvnn.{name[0]}, not from its file {name[1]}.py"
+            assert name[1] in {alias.asname for node in imports for alias in node.names}
+
+
+@each_file
 def test_mlx_lm_is_imported_by_heads_only_and_inside_functions(path):
     uses = [in_function for name, in_function in imported_modules(path) if name.split(".")[0] == "mlx_lm"]
-    assert not uses or (unit_of(path) == "heads" and all(uses))
+    assert not uses or (room_of(path) == "heads" and all(uses))
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -91,9 +113,11 @@ def f():
     from mlx_lm.utils import load
 """
     path = PACKAGE / "nn" / "imagined.py"
-    assert imported_units(path, source) == {"nn", "streaming", "_rules", "_pinv", "__init__"}
+    rooms = {room_of_parts(name) for name in imported_names(path, source)}
+    assert rooms == {"nn", "streaming", "_rules", "functions", "__init__"}
     assert ("mlx_lm.utils.load", True) in imported_modules(path, source)
-    assert imported_units(PACKAGE / "_a.py", "from . import _rank\nfrom ._types import x") == {"_rank", "_types"}
+    names = imported_names(PACKAGE / "_a.py", "from . import _pinv\nfrom ._types import x")
+    assert names == [("_pinv",), ("_types", "x")]
 
 
 def import_pinvnn(fake_mlx: Path) -> subprocess.CompletedProcess:

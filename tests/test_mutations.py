@@ -20,15 +20,16 @@ import pinvnn
 from tests.cases import array, gaussian, numpy, real, with_values
 
 PACKAGE = Path(pinvnn.__file__).parent
-RULES = ("_spectral", "_rules", "_ridge_rules", "_dual_rules", "_square_rules")
+ROOM = "_rules"
+RULES = ("spectral", "pinv", "solve", "ridge", "dual", "square")
 FUNCTIONS = {"pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq"}
 
 # These build rules or hand constants on: what they return is no array.
 BUILDERS = {"_eigen", "_build", "_build_gram", "inverse"}
 # Terms whose sign no derivative can depend on, by (file, function, term), and why.
 EQUIVALENT = {
-    ("_spectral", "_eigenvectors", "_EIGEN[twins][1](k, *f, f.v)"): "V stands twice in every term",
-    ("_spectral", "split", "mx.zeros_like(x)"): "zero has no sign",
+    ("spectral", "_eigenvectors", "_EIGEN[twins][1](k, *f, f.v)"): "V stands twice in every term",
+    ("spectral", "split", "mx.zeros_like(x)"): "zero has no sign",
 }
 
 
@@ -104,7 +105,7 @@ def put(parent, field, index, node):
 @cache
 def terms(name):
     """The syntax tree of a file, and its terms as (function, (parent, field, index))."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    tree = ast.parse((PACKAGE / ROOM / f"{name}.py").read_text())
     found = []
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and function.name not in BUILDERS:
@@ -138,10 +139,13 @@ class Copy:
         package.__path__ = [str(PACKAGE)]
         sys.modules[self.name] = package
         if self.file is not None:
-            module = types.ModuleType(f"{self.name}.{self.file}")
-            module.__package__ = self.name
+            room = types.ModuleType(f"{self.name}.{ROOM}")
+            room.__path__ = [str(PACKAGE / ROOM)]
+            sys.modules[room.__name__] = room
+            module = types.ModuleType(f"{room.__name__}.{self.file}")
+            module.__package__ = room.__name__
             sys.modules[module.__name__] = module
-            setattr(package, self.file, module)
+            setattr(room, self.file, module)
             exec(self.code, module.__dict__)
         return {name: getattr(import_module(f"{self.name}.{file}"), name) for name, file in FUNCTIONS.items()}
 
@@ -326,11 +330,12 @@ LSTSQ = grid(["pinv", "lstsq", "weighted"], BOTH, WIDE) + grid(["residuals", "va
 FULL = grid(["full pinv", "full lstsq"], BOTH, WIDE) + grid(["full weighted"], TALL, WIDE)
 NORMAL = grid(["normal ridge", "normal feature", "normal lstsq"], TALL, WIDE)
 CHECKS = {
-    "_spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
-    "_rules": LSTSQ + FULL + grid(["pinv", "lstsq", "weighted"], BOTH, NARROW),
-    "_square_rules": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
-    "_dual_rules": grid(["dual", "dual, a weight 0", "dual, no weights"], BOTH, WIDE),
-    "_ridge_rules": grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + NORMAL
+    "spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
+    "pinv": LSTSQ + FULL + grid(["pinv"], BOTH, NARROW),
+    "solve": LSTSQ + FULL + grid(["lstsq", "weighted"], BOTH, NARROW),
+    "square": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
+    "dual": grid(["dual", "dual, a weight 0", "dual, no weights"], BOTH, WIDE),
+    "ridge": grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + NORMAL
     + grid(["ridge"], TALL, NARROW),
 }
 

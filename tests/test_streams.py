@@ -12,7 +12,8 @@ import mlx.core as mx
 import pytest
 
 import pinvnn
-from pinvnn import _eager, _full_rank, _ridge_inverse
+from pinvnn._factor import full_rank, ridge_inverse
+from pinvnn._mlx import eager
 
 DTYPES = [mx.float32, mx.float64, mx.complex64, mx.float16, mx.bfloat16]
 SHAPES = [(6, 3), (3, 6), (4, 4), (2, 5, 3)]
@@ -51,8 +52,8 @@ class DefaultGpu:
                 monkeypatch.setattr(mx.array, name, property(self.watched(member.__get__, name)))
             else:
                 monkeypatch.setattr(mx.array, name, self.watched(member, name))
-        visible = _eager.visible  # Values are looked at only where the CPU is the default.
-        for module in (_full_rank, _ridge_inverse):
+        visible = eager.visible  # Values are looked at only where the CPU is the default.
+        for module in (full_rank, ridge_inverse):
             monkeypatch.setattr(module, "visible", lambda *arrays: self.devices[-1] == "cpu" and visible(*arrays))
         custom = mx.custom_function
         monkeypatch.setattr(custom, "__call__", self.watched(custom.__call__, "custom_function"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .._place import on_cpu
+from .._mlx import on_cpu
 from ..streaming import ReadoutStatistics
 
 

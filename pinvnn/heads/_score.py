@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .._place import on_cpu
+from .._mlx import on_cpu
 
 
 class Tally:

@@ -6,8 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .. import _checks, _dtypes
-from .._place import astype, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu
 from ._calibration import calibrate
 from ._readout import LeastSquaresReadout, all_true
 
@@ -76,7 +75,7 @@ class RidgeClassifier(LeastSquaresReadout):
             return weights
         if isinstance(weights, str):
             self._fail('class_weights must be an array or "balanced"', f"{weights!r}", 'Pass "balanced".')
-        weights = _checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
+        weights = checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
         if weights.shape != (classes,):
             self._fail(f"class_weights must have the shape ({classes},)", f"{weights.shape}", "Pass one a class.")
         if not all_true(weights >= 0):
@@ -91,17 +90,17 @@ class RidgeClassifier(LeastSquaresReadout):
     def _rows(self, method, x, y, weights):
         """Labels become targets, class weights weights."""
         name = f"{type(self).__name__}.{method}"
-        labels = _checks.array(name, "labels", y, 1)
+        labels = checks.array(name, "labels", y, 1)
         if mx.issubdtype(labels.dtype, mx.inexact):
-            _checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
-        x = _checks.array(name, "x", x, 2)
-        dtype = _dtypes.result(x)
+            checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
+        x = checks.array(name, "x", x, 2)
+        dtype = dtypes.result(x)
         hot = labels[..., None] == mx.arange(self._dims[1])
         with large(dtype):
             known = mx.where(mx.any(hot, axis=-1, keepdims=True), mx.array(1, dtype), mx.array(float("nan"), dtype))
             targets = mx.where(hot, known, -known)
         x, targets, weights, _ = super()._rows(method, x, targets, weights)
-        return x, targets, self._weighed(hot, weights, _dtypes.working(x)), False
+        return x, targets, self._weighed(hot, weights, dtypes.working(x)), False
 
     def _weighed(self, hot, weights, dtype):
         if self._class_weights is None:
@@ -143,7 +142,7 @@ class RidgeClassifier(LeastSquaresReadout):
         Raises:
             ValueError: As :meth:`LeastSquaresReadout.fit`, and for a label that is no class.
         """
-        labels = np.array(_checks.array(f"{type(self).__name__}.fit", "labels", y, 1))
+        labels = np.array(checks.array(f"{type(self).__name__}.fit", "labels", y, 1))
         classes = self._dims[1]
         if labels.size and not (0 <= labels.min() and labels.max() < classes):
             got = f"{labels.min()} to {labels.max()}"

@@ -9,17 +9,10 @@ from functools import cached_property
 
 import mlx.core as mx
 
-from .. import _dtypes
-from .._attach import attach_like
-from .._blocks import BLOCK, same_batch
-from .._factor import Factor, factor
-from .._place import astype, large, on_cpu
-from .._products import product
-from .._ridge_inverse import inverse_of_ridge
-from .._ridge_values import solution
-from .._values import solve_value
+from .._factor import Factor, factor, inverse_of_ridge, solution, solve_value
+from .._mlx import BLOCK, astype, attach_like, dtypes, large, on_cpu, same_batch
+from .._rules import attach_rows, inverse_of, product, root, solution_of
 from ._problem import Problem
-from ._row_rules import attach_rows, inverse_of, root, solution_of
 
 
 class Fit:
@@ -42,7 +35,7 @@ class Fit:
             self._half, self._kept = root(kind, f, l2, p.a.shape)
             # K is scaled to a diagonal of about 1, so the inverse of that shows the condition number.
             cond = mx.max((self._half * self._half) @ self._kept, axis=(-2, -1)) / (f.r * f.r)[..., 0, 0]
-            self.noise = mx.stop_gradient(8 * _dtypes.eps(mx.float64) * mx.maximum(cond, 1))
+            self.noise = mx.stop_gradient(8 * dtypes.eps(mx.float64) * mx.maximum(cond, 1))
             self.rank = mx.sum(f.kept, axis=-1)
             self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
             self._problem, self._state = p, (kind, p.a, p.b, w, l2, f, self._x[..., :k])

@@ -2,13 +2,9 @@
 
 import mlx.core as mx
 
-from .. import _dtypes, _rank
-from .._factor import factor
-from .._place import astype, on_cpu
-from .._products import gram
-from .._ridge_rules import gram_normal
-from .._ridge_values import Inverse
-from .._spectral import inverse
+from .._factor import Inverse, default_rtol, factor
+from .._mlx import astype, dtypes, on_cpu
+from .._rules import gram, gram_normal, inverse
 from ._fit import Fit
 from ._problem import Problem
 
@@ -36,9 +32,9 @@ def per_target(p: Problem) -> Problem:
     with on_cpu():
         return p._replace(
             a=p.a[..., None, :, :],
-            b=mx.swapaxes(p.b, -1, -2)[..., None],
+            b=p.b.mT[..., None],
             w=None if p.w is None else p.w[..., None, :],
-            l2=mx.swapaxes(p.l2, -1, -2)[..., None],
+            l2=p.l2.mT[..., None],
             total=p.total[..., None],
         )
 
@@ -46,7 +42,7 @@ def per_target(p: Problem) -> Problem:
 def merged(x):
     """``(..., k, m, 1)`` back to ``(..., m, k)``."""
     with on_cpu():
-        return mx.swapaxes(x[..., 0], -1, -2)
+        return x[..., 0].mT
 
 
 def intercept(p: Problem):
@@ -76,7 +72,7 @@ def _primal(p: Problem, removed):
 def _alone(p: Problem, rest, noise):
     """Rows without which the rank is smaller, by the cutoff of the rank: the removed row's share of s^2 is left."""
     m, n = p.a.shape[-2:]
-    return mx.stop_gradient(rest) <= mx.maximum(noise, _rank.default_rtol(m, n, p.entries) ** 2)
+    return mx.stop_gradient(rest) <= mx.maximum(noise, default_rtol(m, n, p.entries) ** 2)
 
 
 # --- The m x m form, for m < n and rows of weight 1 -----------------------------------------------
@@ -89,13 +85,13 @@ def _dual(p: Problem):
         if p.l2 is None:
             return _dual_minimum_norm(p, f, c)
         rest = p.l2[..., 0] * _diagonal(c) - intercept(p)
-        rest = mx.where(rest > 8 * _dtypes.eps(mx.float64), rest, mx.array(float("nan"), mx.float64))
+        rest = mx.where(rest > 8 * dtypes.eps(mx.float64), rest, mx.array(float("nan"), mx.float64))
         return p.l2 * (c @ p.b) / rest[..., None]
 
 
 def _dual_inverse(p: Problem):
     """The factor of A^T, and C with its derivatives."""
-    flat, eye = mx.swapaxes(p.a, -1, -2), mx.eye(p.a.shape[-2], dtype=mx.float64)
+    flat, eye = p.a.mT, mx.eye(p.a.shape[-2], dtype=mx.float64)
     f, _ = factor(flat, entries=p.entries)
     k = gram(flat, None, f)
     if p.l2 is None:
@@ -104,7 +100,7 @@ def _dual_inverse(p: Problem):
 
 
 def _dual_minimum_norm(p: Problem, f, c):
-    kernel, shift = p.a @ mx.swapaxes(p.a, -1, -2), intercept(p)
+    kernel, shift = p.a @ p.a.mT, intercept(p)
     projector = mx.sum(f.kept[..., None, :] * f.v * f.v, axis=-1)
     alone = _alone(p, 1 - projector - shift, 1e-12)
     alpha, norms = c @ p.b, mx.where(alone, _diagonal(c), 1)
@@ -116,7 +112,7 @@ def _dual_residual(p: Problem):
     """Residuals, and the degrees of freedom without the intercept."""
     f, c = _dual_inverse(p)
     if p.l2 is None:
-        return p.b - p.a @ (mx.swapaxes(p.a, -1, -2) @ (c @ p.b)), mx.sum(f.kept, axis=-1)
+        return p.b - p.a @ (p.a.mT @ (c @ p.b)), mx.sum(f.kept, axis=-1)
     return p.l2 * (c @ p.b), p.a.shape[-2] - p.l2[..., 0, 0] * mx.sum(_diagonal(c), axis=-1)
 
 

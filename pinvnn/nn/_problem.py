@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import _checks, _dtypes
-from .._place import astype, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu
 
 
 class Problem(NamedTuple):
@@ -42,37 +41,37 @@ def check_rows(name, x, y, weights, dims):
     """Arrays ``x`` (..., m, n), ``y`` (..., m, k), ``weights`` (..., m) or None, and whether ``y`` was a vector."""
     n, k = dims
     x = features(name, "x", x, n, 2)
-    y = _checks.array(name, "y", y, 1)
+    y = checks.array(name, "y", y, 1)
     if any(v.dtype == mx.complex64 for v in (x, y)):
-        _checks.fail(name, "x and y must be real", "complex64", "Use pinvnn.lstsq or pinvnn.ridge.", TypeError)
+        checks.fail(name, "x and y must be real", "complex64", "Use pinvnn.lstsq or pinvnn.ridge.", TypeError)
     vector = y.ndim == 1
     if vector and k == 1:
         y = y[:, None]
     if y.ndim < 2 or y.shape[-1] != k:
-        _checks.fail(name, f"y must have the shape (..., m, {k})", f"{y.shape}", "Reshape y, or change output_dims.")
+        checks.fail(name, f"y must have the shape (..., m, {k})", f"{y.shape}", "Reshape y, or change output_dims.")
     if x.shape[-2] != y.shape[-2]:
         got = f"{x.shape[-2]} and {y.shape[-2]}"
-        _checks.fail(name, "x and y must have the same number of rows", got, "Pass one row of y for each row of x.")
+        checks.fail(name, "x and y must have the same number of rows", got, "Pass one row of y for each row of x.")
     batch = [("x", x.shape[:-2]), ("y", y.shape[:-2])]
     if weights is not None:
-        weights = _checks.real_array(name, "weights", weights, _dtypes.working(x, y))
-        _checks.rows(name, x, x, weights)
+        weights = checks.real_array(name, "weights", weights, dtypes.working(x, y))
+        checks.rows(name, x, x, weights)
         batch.append(("weights", weights.shape[:-1]))
-    _checks.batch_shape(name, *batch)
+    checks.batch_shape(name, *batch)
     return x, y, weights, vector
 
 
 def features(name, label, x, n, ndim=1):
     """An array whose last dimension is ``n``."""
-    x = _checks.array(name, label, x, ndim)
+    x = checks.array(name, label, x, ndim)
     if x.shape[-1] != n:
-        _checks.fail(name, f"{label} must have {n} features", f"shape {x.shape}", "Change input_dims or the features.")
+        checks.fail(name, f"{label} must have {n} features", f"shape {x.shape}", "Change input_dims or the features.")
     return x
 
 
 def centred(x, y, weights, l2, bias: bool, double: bool = False) -> Problem:
     """The :class:`Problem` of arrays that have been checked, in float64 if ``double``."""
-    out, entries = _dtypes.result(x, y), _dtypes.working(x, y)
+    out, entries = dtypes.result(x, y), dtypes.working(x, y)
     work = mx.float64 if double else entries
     with large(work):
         x, y = astype(x, work), astype(y, work)
@@ -101,7 +100,7 @@ def _centre(x, w):
 
 def _without_noise(x, mean, dtype):
     """Exact zeros for a feature that is constant up to rounding, which the rank would count if there were no other."""
-    noise = mx.max(mx.abs(x), axis=-2, keepdims=True) <= _dtypes.eps(dtype) / 4 * mx.abs(mean)
+    noise = mx.max(mx.abs(x), axis=-2, keepdims=True) <= dtypes.eps(dtype) / 4 * mx.abs(mean)
     return x - mx.stop_gradient(mx.where(noise, x, mx.zeros_like(x)))
 
 

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import _checks
+from .._mlx import checks
 from .._pinv import pinv
 
 
@@ -32,7 +32,7 @@ class PseudoInverse(nn.Module):
     def __init__(self, rtol: float | None = None, hermitian: bool = False):
         super().__init__()
         # An array would be a parameter of the module, were it not for the underscore.
-        self._rtol = _checks.tolerance("PseudoInverse", "rtol", rtol)
+        self._rtol = checks.tolerance("PseudoInverse", "rtol", rtol)
         self.hermitian = bool(hermitian)
 
     def _extra_repr(self) -> str:

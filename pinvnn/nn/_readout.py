@@ -7,9 +7,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import _checks, _dtypes
-from .._place import astype, large, on_cpu
-from .._ridge import _two_dimensional
+from .._factor import penalty_matrix
+from .._mlx import astype, checks, dtypes, large, on_cpu
 from ._leave_one_out import errors, validation_score
 from ._problem import Problem, centred, check_rows, features
 from ._solution import smallest_objective, solve
@@ -72,7 +71,7 @@ class LeastSquaresReadout(nn.Module):
         for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
             if not isinstance(dims, int) or dims < 1:
                 self._fail(f"{label} must be a positive integer", f"{dims!r}", "Pass a size.")
-        l2 = _checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
+        l2 = checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
         if isinstance(l2, mx.array) and l2.ndim > 2:
             self._fail("l2 must have at most 2 dimensions", f"shape {l2.shape}", "Use one readout for each penalty.")
         self.weight = mx.zeros((output_dims, input_dims))
@@ -91,7 +90,7 @@ class LeastSquaresReadout(nn.Module):
 
     def _fail(self, rule, got, remedy, method=None):
         name = type(self).__name__
-        _checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
+        checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
 
     def _extra_repr(self) -> str:
         l2: Any = self.l2
@@ -112,7 +111,7 @@ class LeastSquaresReadout(nn.Module):
     def _penalty(self):
         """The penalty as a two-dimensional float64 array, None for the number 0."""
         l2 = self.l2
-        return None if isinstance(l2, Number) and l2 == 0 else _two_dimensional(l2)
+        return None if isinstance(l2, Number) and l2 == 0 else penalty_matrix(l2)
 
     @property
     def _dims(self):
@@ -130,7 +129,7 @@ class LeastSquaresReadout(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
         x = features(type(self).__name__, "x", x, self._dims[0])
-        with large(_dtypes.working(x, self.weight)):
+        with large(dtypes.working(x, self.weight)):
             return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
 
     def fit(self, x, y, weights=None):
@@ -177,7 +176,7 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("solve", x, y, weights)
         with large(p.a.dtype):
             solution = solve(p)
-            weight = mx.swapaxes(solution, -1, -2).astype(p.out)
+            weight = solution.mT.astype(p.out)
             if p.means is None:
                 return weight, None
             x_mean, y_mean = p.means

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._place import astype, on_cpu
+from .._mlx import astype, on_cpu
 from ._fit import Fit
 from ._leave_one_out import intercept, merged, per_target, squares_and_freedom
 from ._problem import Problem
@@ -42,7 +42,7 @@ class Uncertainty(NamedTuple):
             wide = [astype(v, mx.float64) for v in (x, self.x_mean, self.weight_covariance)]
             x, x_mean, covariance = wide
             rows = (x - x_mean)[..., None, :, :]
-            of_fit = mx.swapaxes(mx.sum((rows @ covariance) * rows, axis=-1), -1, -2)
+            of_fit = mx.sum((rows @ covariance) * rows, axis=-1).mT
             rest = astype(self.residual_variance, mx.float64) + astype(self.mean_variance, mx.float64)
             return mx.sqrt(of_fit + rest[..., None, :]).astype(self.residual_variance.dtype)
 

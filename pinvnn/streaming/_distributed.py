@@ -2,9 +2,8 @@
 
 import mlx.core as mx
 
-from .._checks import fail
-from .._place import on_cpu
-from ._moments import Moments, _or_one, _plus_outer
+from .._mlx import fail, on_cpu
+from ._moments import Moments, or_one, plus_outer
 
 Group = mx.distributed.Group
 
@@ -31,13 +30,13 @@ def reduce_moments(m: Moments, group: Group | None = None) -> Moments:
     with on_cpu():
         centre = _common_mean(m, group)
         dx, dy = m.x_mean - centre[: m.x_mean.size], m.y_mean - centre[m.x_mean.size :]
-        about = _plus_outer(m.xx, m.xy, m.yy, m.count, dx, dy)
+        about = plus_outer(m.xx, m.xy, m.yy, m.count, dx, dy)
         parts = [m.count, m.count * dx, m.count * dy, *about]
         total = sum_over_ranks(mx.concatenate([part.reshape(-1) for part in parts]), group)
         count, sx, sy, xx, xy, yy = _split(total, parts)
-        sx, sy = sx / _or_one(count), sy / _or_one(count)
+        sx, sy = sx / or_one(count), sy / or_one(count)
         mean = centre + mx.concatenate([sx, sy])
-        xx, xy, yy = _plus_outer(xx, xy, yy, -count, sx, sy)
+        xx, xy, yy = plus_outer(xx, xy, yy, -count, sx, sy)
         return Moments(count, mean[: sx.size], mean[sx.size :], xx, xy, yy)
 
 
@@ -45,7 +44,7 @@ def _common_mean(m, group):
     """The mean of all rows, (n + k,), as a constant."""
     own = mx.concatenate([m.count[None], m.count * m.x_mean, m.count * m.y_mean])
     total = mx.distributed.all_sum(mx.stop_gradient(own), group=group)
-    return mx.stop_gradient(total[1:] / _or_one(total[0]))
+    return mx.stop_gradient(total[1:] / or_one(total[0]))
 
 
 def _split(flat, like):

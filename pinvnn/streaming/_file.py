@@ -8,8 +8,7 @@ from uuid import uuid4
 
 import mlx.core as mx
 
-from .._checks import fail
-from .._place import on_cpu
+from .._mlx import fail, on_cpu
 
 FORMAT = "pinvnn.ReadoutStatistics"
 VERSION = "1"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._place import on_cpu
+from .._mlx import on_cpu
 from ._rows import check_rows
 
 # Numbers in a float64 row block: small enough to stay in cache, large enough that the merges cost nothing beside it.
@@ -124,7 +124,7 @@ def _centre(x, w, count, bias):
         return x, mx.zeros(x.shape[1:], mx.float64)
     # Without weights a sum is twice as fast. Not [0], whose gradient is a scatter, which has no forward derivative.
     total = mx.sum(x, axis=0) if w is None else (w.T @ x).reshape(x.shape[1])
-    mean = total / _or_one(count)
+    mean = total / or_one(count)
     return x - mean, mean
 
 
@@ -133,18 +133,18 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     with on_cpu():
         count = a.count + b.count
         dx, dy = b.x_mean - a.x_mean, b.y_mean - a.y_mean
-        share = b.count / _or_one(count)
-        xx, xy, yy = _plus_outer(a.xx + b.xx, a.xy + b.xy, a.yy + b.yy, a.count * share, dx, dy)
+        share = b.count / or_one(count)
+        xx, xy, yy = plus_outer(a.xx + b.xx, a.xy + b.xy, a.yy + b.yy, a.count * share, dx, dy)
         return Moments(count, a.x_mean + share * dx, a.y_mean + share * dy, xx, xy, yy)
 
 
-def _plus_outer(xx, xy, yy, scale, dx, dy):
+def plus_outer(xx, xy, yy, scale, dx, dy):
     """Add ``scale`` times the products of the shifts (dx, dy) to centred sums: what moving the centre costs."""
     sx = (scale * dx)[:, None]
     return xx + sx * dx, xy + sx * dy, yy + scale * dy * dy
 
 
-def _or_one(count):
+def or_one(count):
     """``count``, or 1 where it is 0: the means of no rows are then 0 and not NaN, and so are their gradients."""
     return mx.where(count == 0, mx.ones_like(count), count)
 

@@ -4,9 +4,8 @@ import copy
 
 import mlx.core as mx
 
-from .._checks import array, fail
 from .._lstsq import normal_lstsq
-from .._place import on_cpu
+from .._mlx import array, fail, on_cpu
 from ._statistics import ReadoutStatistics
 
 

@@ -2,8 +2,7 @@
 
 import mlx.core as mx
 
-from .._checks import array, fail
-from .._place import on_cpu
+from .._mlx import array, fail, on_cpu
 
 Rows = tuple[mx.array, mx.array, mx.array | None]
 

@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
-from .. import _checks, _dtypes, _rank
+from .._factor import default_rtol
 from .._lstsq import normal_lstsq
-from .._place import on_cpu
+from .._mlx import checks, dtypes, on_cpu
 from .._ridge import normal_ridge
 from ._moments import Moments
 
@@ -60,9 +60,9 @@ def gcv_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.f
 
 def _penalty(name, m, l2):
     n, k = m.xy.shape
-    l2 = _checks.penalty(name, l2, n, k, False)
+    l2 = checks.penalty(name, l2, n, k, False)
     if isinstance(l2, mx.array) and l2.ndim > 2:
-        _checks.fail(name, "l2 must have at most 2 dimensions", f"shape {l2.shape}", "Solve for one penalty at a time.")
+        checks.fail(name, "l2 must have at most 2 dimensions", f"shape {l2.shape}", "Solve for one penalty at a time.")
     return l2
 
 
@@ -84,4 +84,4 @@ def _normal_solve(gram, rhs, l2, dtype):
         return normal_ridge(gram, rhs, l2)
     # The cutoff of lstsq for rows of this dtype, but no finer than a float64 Gram matrix can resolve.
     n = gram.shape[0]
-    return normal_lstsq(gram, rhs, rtol=max(_rank.default_rtol(n, n, dtype), (n * _dtypes.eps(mx.float64)) ** 0.5))
+    return normal_lstsq(gram, rhs, rtol=max(default_rtol(n, n, dtype), (n * dtypes.eps(mx.float64)) ** 0.5))

@@ -6,9 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import _dtypes
-from .._checks import fail
-from .._place import on_cpu
+from .._mlx import dtypes, fail, on_cpu
 from ._distributed import Group, agree, gather, reduce_moments
 from ._file import read, write
 from ._moments import Moments, block_moments, empty_moments, finite, merge_moments, negated, scaled
@@ -226,7 +224,7 @@ class ReadoutStatistics:
         batch = reduce(_merged, block_moments(x, y, weights, self.bias))
         if not finite(batch):  # The sums have seen every value, so looking at each one is only worth it now.
             refuse_values(name, x, y)
-        return batch, _dtypes.working(x, y)
+        return batch, dtypes.working(x, y)
 
 
 def _evaluated(state: Moments) -> Moments:

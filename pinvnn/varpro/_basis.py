@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from .._place import large
+from .._mlx import large
 
 BATCH_ENTRIES = 2**22
 """Entries of the derivative that are formed at once: 32 MiB in float64."""

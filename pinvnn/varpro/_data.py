@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .._checks import fail
+from .._mlx import fail
 from ._basis import Basis, arrays, to_numpy
 
 NAME = "varpro"

@@ -6,8 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._checks import fail
-from .._rank import eps
+from .._mlx import dtypes, fail
 from ..streaming import ReadoutStatistics
 from ._basis import Basis, arrays, to_mlx, to_numpy
 from ._quadratic import Batch, Fit, Quadratic, conjugate_gradients
@@ -134,7 +133,7 @@ class SeparableGaussNewton:
         with np.errstate(over="ignore", invalid="ignore"):  # The trial point may be anywhere.
             trial_h = self._basis(theta + move)
             trial = batch.fit(trial_h)
-        accepted = self._judge(fit.loss - trial.loss, foretold, eps(self._basis.dtype) * fit.loss)
+        accepted = self._judge(fit.loss - trial.loss, foretold, dtypes.eps(self._basis.dtype) * fit.loss)
         if accepted:
             self.features.update(self._basis.tree(theta + move))
             h, fit = trial_h, trial

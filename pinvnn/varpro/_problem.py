@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._checks import fail
+from .._mlx import fail
 from . import _data as data
 from ._basis import Basis, to_numpy
 from ._residual import Derivatives, Projection, differentiate, project

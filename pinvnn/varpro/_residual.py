@@ -21,7 +21,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._rank import cutoff, keep
+from .._factor import cutoff, keep
 
 
 @dataclass(frozen=True)

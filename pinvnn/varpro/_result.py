@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._rank import default_rtol
+from .._factor import default_rtol
 from ._basis import Basis, to_mlx, to_numpy
 from ._problem import Problem
 from ._residual import Derivatives, Projection

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._checks import fail
-from .._rank import eps
+from .._mlx import dtypes, fail
 from . import _data as data
 from ._basis import Basis
 from ._problem import Problem
@@ -117,7 +116,7 @@ def varpro(
     problem = Problem(separable, y, weights, full=jacobian == "full")
     lower, upper = data.box(bounds, separable)
     start = problem.start(l2)
-    precision = eps(problem.dtype)
+    precision = dtypes.eps(problem.dtype)
 
     def report(step: Step) -> object:
         return callback(VarProStep(*step[:-1], separable.tree(step.point.x))) if callback else None

@@ -11,17 +11,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ._place import large, on_cpu
-
-
-def unbroadcast(x, shape):
-    """Sum ``x`` over the batch dimensions that were broadcast, back to ``shape``."""
-    if x.shape == tuple(shape):
-        return x
-    extra = x.ndim - len(shape)
-    axes = [*range(extra), *(extra + i for i, d in enumerate(shape) if d == 1 and x.shape[extra + i] != 1)]
-    with large(x.dtype):
-        return mx.sum(x, axis=axes, keepdims=True).reshape(shape)
+from .place import large, on_cpu
+from .shapes import unbroadcast
 
 
 def _mapped(axis):

@@ -1,34 +1,17 @@
-"""Derivative rules of the large problems: pure functions of the inputs, the attached result and the hints.
+"""Derivative rules of least squares: x = (D^(1/2) A)^+ D^(1/2) b for tall A, and its adjoint for wide problems.
 
-Notation as in ``_spectral`` and docs/math.md: A is m x n and tall, P = A^+ (n x m), D = diag(w), K = A^H D A,
-B = K^+ truncated, x = B A^H D b, z = B x_bar; ``out`` is the result with its derivative attached. Golub and Pereyra
-1973, Eq. 4.12 (doi 10.1137/0710036), reads, for a constant rank,
-
-    dP    = -P dA P + B dA^H (I - A P) + (I - P A) dA^H P^H P
-    A_bar = -P^H G P^H + (I - A P) G^H B + P^H P G^H (I - P A),    G = P_bar.
-
-Since P = B A^H, every term but G^H B has A on its left, and all of them gather in one n x n matrix:
-
-    A_bar = G^H B + A M,    M = -(B T + T^H B) + D + D^H,  D = S(B G A + T^H),  T = G P^H,
-
-which is the exact derivative of the truncated pseudo-inverse too (``_spectral.pull_back``), costs four products of size
-m n^2, and never forms an m x m matrix. lstsq is the same rule with G = x_bar b^H, of rank k, and T = x_bar x^H. There
-the terms without D are better written with the residual, whose digits b z^H - A x z^H would lose:
-
-    A_bar = (b - A x) z^H - (A z) x^H + A (D + D^H).
-
-The small factors belong to r A (r a power of two), which is where r comes from; it is split over both sides of a
-product so that none overflows at scales of 1e30. Small solutions are float64 until they leave this file.
+The notation and the derivation stand at the top of ``pinv.py``.
 """
 
 import mlx.core as mx
 
-from ._attach import attach, attach_like
-from ._blocks import embed, h, same_batch, stack, unembed, unstack
-from ._dtypes import real
-from ._factor import CORES, Factor
-from ._place import astype, large, on_cpu
-from ._products import (
+from .._factor.right_factor import CORES, Factor
+from .._mlx.attach import attach
+from .._mlx.complex import embed, h, stack, unembed, unstack
+from .._mlx.dtypes import real
+from .._mlx.place import large, on_cpu
+from .._mlx.shapes import same_batch
+from .products import (
     cross_product,
     gram,
     gram_tangent,
@@ -38,82 +21,7 @@ from ._products import (
     residual,
     weigh,
 )
-from ._spectral import inverse, inverse_matrix, pull_back, split, split_weight, turn
-from ._values import reciprocal
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
-# --- Pseudo-inverse -------------------------------------------------------------------------------
-
-
-def _pinv_vjp(p, g, a, *hints):
-    f = Factor(*hints)
-    k, r = gram(a, None, f), astype(f.r, real(a.dtype))
-    with on_cpu():
-        b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
-    with large(a.dtype):
-        t = g @ h(p)
-        bt = b @ t
-        m = -(bt + h(bt)) if f.full else _truncated(k, t, (g * r) @ a, f, a.dtype)
-        return (_sum_of_products(h(g), b, a, m) * r,)
-
-
-def _truncated(k, t, ga, f: Factor, dtype):
-    """M / r from T and G A where singular values may have been dropped."""
-    with on_cpu():
-        return unembed(pull_back(k, embed(t), embed(ga) * f.r, f, real(dtype)) * f.r, dtype)
-
-
-def _sum_of_products(a, b, c, d):
-    """``a b + c d``, the second product summed onto the first."""
-    if a.dtype == mx.complex64 or a.ndim > 2:
-        return a @ b + c @ d
-    return mx.addmm(a @ b, c, d)
-
-
-def _pinv_jvp(p, tangents, a, *hints):
-    # dP = B dA^H + (C^H - B dK) P + B C A^H
-    f = Factor(*hints)
-    da = tangents[0]
-    k, r = gram(a, None, f), astype(f.r, real(a.dtype))
-    dk = gram_tangent(da, None, a, None, f.r)
-    with on_cpu():
-        c = split(k, dk, f)
-        bc = unembed(inverse(k, c, f) * f.r, a.dtype)
-        b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
-        left = unembed(_t(c) - inverse(k, dk, f), a.dtype)
-    with large(a.dtype):
-        return (b @ h(da) + bc @ h(a)) * r + left @ p
-
-
-def _pinv_vjp_by_vectors(p, g, a, *hints):
-    # With the left vectors U = A V / s at hand, in the bases U and V: of Y = V^T G and Z = Y U all is read off
-    # (T = Z / s, G A = Z s), and A_bar = (Y^T / s^2 + U s M) V^T. No digit is lost to cond(A).
-    *hints, u = hints
-    f = Factor(*hints)
-    with on_cpu():
-        beta, weight = reciprocal(f, 2)[..., :, None], split_weight(f)
-        narrow = (f.v, beta, weight, f.s[..., None, :], reciprocal(f, 1)[..., None, :], f.r)
-        v, beta, weight, s, over_s, r = (x.astype(a.dtype) for x in narrow)
-    with large(a.dtype):
-        y = _t(v) @ (g * r)
-        z = y @ u
-        t = z * over_s
-        m = weight * (beta * (z * s) + _t(t)) - beta * t
-        inner = _t(y) * _t(beta) + u @ (_t(s) * (m + _t(m)))
-        value = (inner @ _t(v)) * r
-    return (_as_pinv_vjp(p, g, a, *hints, value),)
-
-
-_as_pinv_vjp = attach_like(lambda *args: _pinv_vjp(*args)[0], 3, (2, 2, 2, *CORES, 2))
-attach_pinv = attach(_pinv_vjp, _pinv_jvp, (2, *CORES, 2))
-attach_pinv_by_vectors = attach(
-    _pinv_vjp_by_vectors, lambda p, tangents, a, *hints: _pinv_jvp(p, tangents, a, *hints[:-1]), (2, *CORES, 2, 2)
-)
-
+from .spectral import inverse, split, turn
 
 # --- Least squares, A tall (or weighted): x = B A^H D b -------------------------------------------
 
@@ -146,7 +54,7 @@ def _turned(a, b, w, k, x, bar, f: Factor):
     with on_cpu():
         right = cross_product(a, _weighed(w, b), f.r) * f.r
         wide = [embed(unstack(i, dtype)) if dtype == mx.complex64 else i for i in (bar, x, right)]
-        t, g = wide[0] @ _t(wide[1]), wide[0] @ _t(wide[2])
+        t, g = wide[0] @ wide[1].mT, wide[0] @ wide[2].mT
         m = turn(k, t, g, f, mx.float64 if exact else real(a.dtype)) * f.r
         if exact:
             return product(a, stack(unembed(m, a.dtype)) if a.dtype == mx.complex64 else m, f.r)
@@ -177,7 +85,7 @@ def _solve_tangent(x, tangents, a, b, w, f: Factor):
             return inverse(k, right, f) * f.r
         c = split(k, gram_tangent(da, dw, a, w, f.r), f)
         normal = cross_product(a, _weighed(w, b), f.r)
-        return inverse(k, right + c @ normal, f) * f.r + _t(c) @ x
+        return inverse(k, right + c @ normal, f) * f.r + c.mT @ x
 
 
 _solve = attach(
@@ -212,7 +120,7 @@ def _adjoint_vjp(x, bar, a, b, *hints):
         w, h_bar, m = inverse(k, hs, f) * f.r, inverse(k, w_bar, f) * f.r, None
         if not f.full:
             wide = [embed(unstack(i, dtype)) if dtype == mx.complex64 else i for i in (w_bar, w, hs * f.r)]
-            m = unembed(turn(k, wide[0] @ _t(wide[1]), wide[0] @ _t(wide[2]), f, real(dtype)) * f.r, dtype)
+            m = unembed(turn(k, wide[0] @ wide[1].mT, wide[0] @ wide[2].mT, f, real(dtype)) * f.r, dtype)
         w, narrow, r = unstack(w, dtype), unstack(h_bar, dtype), f.r.astype(real(dtype))
     rest = residual(bar, a, h_bar, f.r)
     with large(dtype):
@@ -233,7 +141,7 @@ def _adjoint_jvp(x, tangents, a, b, *hints):
         if da is not None:
             dk = gram_tangent(da, None, a, None, f.r)
             c = split(k, dk, f)
-            parts.append(inverse(k, c @ hs - dk @ w, f) + _t(c) @ w)
+            parts.append(inverse(k, c @ hs - dk @ w, f) + c.mT @ w)
         moved = product(a, sum(parts) * f.r, f.r)
         still = None if da is None else product(da, w * f.r, f.r)
         r = f.r.astype(real(a.dtype))

@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import _dtypes, _rank
-from ._blocks import crosses, in_basis
-from ._eager import evaluated_crosses, visible
-from ._factor import Factor, cholesky, gram_scale, non_negative, svd, tolerance, tri_inv, whole
-from ._place import CPU, on_cpu
+from .._mlx import dtypes
+from .._mlx.blocks import crosses, in_basis
+from .._mlx.eager import evaluated_crosses, visible
+from .._mlx.place import CPU, on_cpu
+from .lapack import cholesky, svd, tri_inv
+from .rank import cutoff
+from .right_factor import Factor, gram_scale, non_negative, tolerance, whole
 
 # Largest loss to the Gram matrix, sum_i K_ii (K^-1)_ii, that is taken: what singular vectors lose, too, at condition
 # 1e6 from float32 (and nobody asks for more digits of such data); what a second step makes up for in float64.
@@ -66,10 +68,6 @@ class Certified(NamedTuple):
     pair: tuple[mx.array, mx.array] | None
 
 
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
 def cholesky_factor(gram, dtype) -> Cholesky:
     """Factor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
     with on_cpu():
@@ -85,11 +83,11 @@ def cholesky_factor(gram, dtype) -> Cholesky:
         pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
         rows = mx.sum(lower * lower, axis=-1)
         # An inverse with a pivot 0 would raise.
-        v = _t(tri_inv(lower + eye * (pivots == 0)[..., None]))
+        v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT
         inverse = mx.sum(v * v, axis=-1)
         loss = mx.sum(diagonal * inverse, axis=-1)
         sound = mx.all((pivots > 0) & (mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
-        sound = sound & (loss <= 1 / (n * _dtypes.eps(mx.float64)))
+        sound = sound & (loss <= 1 / (n * dtypes.eps(mx.float64)))
         loss = mx.where(normal, loss, mx.array(float("inf"), mx.float64))
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
         bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
@@ -171,10 +169,10 @@ def corrected(f: Factor, a, w, l2=None):
     with on_cpu():
         q, rest = in_basis(a, f.v * f.r, w)
         if l2 is not None:
-            rest = rest + _t(f.v) @ ((l2[..., None] * f.r * f.r) * f.v)
-        turn = _t(tri_inv(cholesky(rest)))
+            rest = rest + f.v.mT @ ((l2[..., None] * f.r * f.r) * f.v)
+        turn = tri_inv(cholesky(rest)).mT
         v = f.v @ turn
-        return f._replace(v=mx.stop_gradient(v)), q, v @ _t(turn) * f.r
+        return f._replace(v=mx.stop_gradient(v)), q, v @ turn.mT * f.r
 
 
 def inverse_by_lu(a) -> mx.array | None:
@@ -198,11 +196,11 @@ def inverse_by_lu(a) -> mx.array | None:
 
 def certain(found: Cholesky, shape, entries, rtol=None, atol=None):
     """Whether the bounds show that no singular value is at or below the cutoff, and V has the digits, ``(...)``."""
-    limit = _rank.cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
+    limit = cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
     above = found.least > 1.001 * limit * limit  # by more than the rounding of either
     return precise(found, entries) & above
 
 
 def precise(found: Cholesky, entries):
     """Whether V has the digits, whatever the cutoff, ``(...)``."""
-    return found.sound & (found.loss <= _LOSS[_dtypes.real(entries)])
+    return found.sound & (found.loss <= _LOSS[dtypes.real(entries)])

@@ -2,13 +2,35 @@
 
 import mlx.core as mx
 
-from . import _dtypes, _rank
-from ._blocks import cross, crosses, same_batch
-from ._eager import evaluated_crosses, visible
-from ._factor import CORES, Factor, factor, non_negative, power_of_two
-from ._full_rank import certain, cholesky_factor, corrected, nan_unless, precise
-from ._place import on_cpu
-from ._ridge_values import Inverse, Known
+from .._mlx import dtypes
+from .._mlx.blocks import cross, crosses
+from .._mlx.eager import evaluated_crosses, visible
+from .._mlx.place import on_cpu
+from .._mlx.shapes import same_batch
+from .full_rank import certain, cholesky_factor, corrected, nan_unless, precise
+from .rank import default_rtol
+from .ridge_values import Inverse, Known
+from .right_factor import CORES, Factor, factor, non_negative, power_of_two
+
+
+def penalty_matrix(l2, vector=False):
+    """The penalty in float64 as ``(..., 1 or n, 1 or k)``."""
+    with on_cpu():
+        l2 = l2.astype(mx.float64) if isinstance(l2, mx.array) else mx.array(l2, mx.float64)
+        if vector and l2.ndim:
+            l2 = l2[..., None]
+        return l2.reshape(*(1,) * (2 - l2.ndim), *l2.shape)
+
+
+def ridge_route(method, shape, l2, dtype, unpenalized):
+    """Which constants of the inverse serve: see :class:`Inverse`."""
+    (m, n), by_feature, by_target = shape, l2.shape[-2] > 1, l2.shape[-1] > 1
+    if by_feature:
+        return "feature"
+    if method == "dual" or (method == "auto" and m < n):
+        return "dual"
+    # One positive penalty makes K + L definite, so that a Cholesky factor serves; with l2 = 0 the rank must be decided.
+    return "shared" if by_target or dtype == mx.float64 or unpenalized else "feature"
 
 
 def inverse_of_ridge(a, w, l2, route, entries, b=None):
@@ -19,7 +41,7 @@ def inverse_of_ridge(a, w, l2, route, entries, b=None):
         driver = "svd" if exact else "gram"
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
-            flat = mx.swapaxes(rows, -1, -2)
+            flat = rows.mT
             f = _certain_dual(flat, l2, entries) or in_range(factor(flat, method=driver, entries=entries)[0], l2)
             return Inverse(f, route), Known()
         if (exact and route == "feature") or (route == "shared" and l2.shape[-1] == 1):
@@ -76,14 +98,14 @@ def _cholesky(gram, l2, shape, entries):
     """
     total = gram[..., None, :, :] + _diagonal(l2, shape[-1])
     found = cholesky_factor(total, entries)
-    noise = 4 * shape[-1] * _dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
-    penalized = mx.all(mx.swapaxes(l2, -1, -2) > noise, axis=-1)
+    noise = 4 * shape[-1] * dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
+    penalized = mx.all(l2.mT > noise, axis=-1)
     return found.factor, certain(found, shape, entries) | (precise(found, entries) & penalized)
 
 
 def _corrected(f: Factor, a, w, l2):
     """:func:`corrected` for each target."""
-    return corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], mx.swapaxes(l2, -1, -2))
+    return corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], l2.mT)
 
 
 def _exact_inverse(a, w, l2):
@@ -109,8 +131,8 @@ def gram_inverse(gram, l2, entries, m):
     n = gram.shape[-1]
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
     f = found.factor
-    noise = 4 * n * _dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
-    deficient = found.trace >= found.least * (n / _rank.default_rtol(m, n, entries) ** 2)
+    noise = 4 * n * dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
+    deficient = found.trace >= found.least * (n / default_rtol(m, n, entries) ** 2)
     singular = ~found.sound | (deficient & (mx.min(l2, axis=-2) <= noise))
     v = f.v * mx.where(singular, mx.array(float("nan"), mx.float64), 1.0)[..., None, None]
     return Inverse(f._replace(v=mx.stop_gradient(v)), "feature")
@@ -119,7 +141,7 @@ def gram_inverse(gram, l2, entries, m):
 def _diagonal(l2, n):
     """diag(l2_t) for each target, ``(..., 1 or k, n, n)``; NaN where a penalty is negative."""
     l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
-    return mx.eye(n, dtype=mx.float64) * mx.swapaxes(l2, -1, -2)[..., None, :]
+    return mx.eye(n, dtype=mx.float64) * l2.mT[..., None, :]
 
 
 def _judge(f: Factor, l2):
@@ -128,7 +150,7 @@ def _judge(f: Factor, l2):
     L is exact, so that where every feature has a penalty above the noise of float64 nothing is singular; else the
     ordinary rank decision holds.
     """
-    noise = 4 * f.s.shape[-1] * _dtypes.eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
+    noise = 4 * f.s.shape[-1] * dtypes.eps(mx.float64) * (f.s[..., 0] / f.r[..., 0, 0]) ** 2
     penalized = (mx.min(l2, axis=-2) > noise)[..., None]
     kept = mx.where(penalized, f.s > 0, f.kept > 0).astype(mx.float64)
     return f._replace(kept=mx.stop_gradient(kept))

@@ -7,16 +7,14 @@ of two r = 1 / |A| keeps float32 from over- and underflowing at scales of 1e30.
 
 import mlx.core as mx
 
-from ._attach import attach, attach_like
-from ._blocks import cross, embed, h, same_batch, stack, times, times_and_residual, unstack
-from ._blocks import residual as residual_by_blocks
-from ._dtypes import real
-from ._factor import Factor
-from ._place import astype, large, on_cpu
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
+from .._factor.right_factor import Factor
+from .._mlx.attach import attach, attach_like
+from .._mlx.blocks import cross, times, times_and_residual
+from .._mlx.blocks import residual as residual_by_blocks
+from .._mlx.complex import embed, h, stack, unstack
+from .._mlx.dtypes import real
+from .._mlx.place import astype, large, on_cpu
+from .._mlx.shapes import same_batch
 
 
 def real_dot(x, y):
@@ -110,7 +108,7 @@ _exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
 
 
 def gram(a, w, f: Factor):
-    """K = r^2 A^H D A as a handle for the functions of ``_spectral``: it carries derivatives, its value is not read."""
+    """K = r^2 A^H D A as a handle for the functions of ``spectral.py``: its derivatives count, not its value."""
     with on_cpu():
         handle = mx.broadcast_to(mx.array(0.0, mx.float64), f.v.shape)
     return _gram(a, f.r, handle) if w is None else _weighted_gram(a, w, f.r, handle)
@@ -119,7 +117,7 @@ def gram(a, w, f: Factor):
 def _gram_bars(k_bar, a, w, r):
     # A_bar = D A (K_bar + K_bar^H),  w_bar_i = Re <a_i, (A M)_i> / 2
     with on_cpu():
-        m = k_bar + _t(k_bar)
+        m = k_bar + k_bar.mT
         if a.dtype == mx.complex64:  # the adjoint of the embedding, twice its inverse on what it produces
             (rr, ri), (ir, ii) = (mx.split(x, 2, axis=-1) for x in mx.split(m, 2, axis=-2))
             m = mx.concatenate([rr + ii, ir - ri], axis=-2)

@@ -14,7 +14,7 @@ All large products have U in them, whose entries are of one size whatever the co
 summed in float32: their errors pass W once, as those of A do. (In A and Y = A R they would pass it twice.)
 
 A truncated R is W_k W_k^T with W_k = V_k diag(1 / s_k). Let W have the dropped vectors V_d, too, unscaled. U, xi and
-zeta above are then those of the kept columns, and the turning of the kept subspace (S in ``_spectral``) adds
+zeta above are then those of the kept columns, and the turning of the kept subspace (S in ``spectral.py``) adds
 D U Q W^T to A_bar and u_i Q u_i^T / 2 to w_bar_i, with
 
     Q_kd = Q_dk = (2 C + zeta xi^T + xi zeta^T)_kd / (s_k^2 - s_d^2),    zero elsewhere.
@@ -24,19 +24,15 @@ From second order on, the rule is the derivative of :func:`_plain`, which is mad
 
 import mlx.core as mx
 
-from .._attach import attach, attach_like
-from .._blocks import same_batch
-from .._factor import CORES, Factor
-from .._place import astype, large, on_cpu
-from .._products import gram
-from .._ridge_rules import attach_ridge, gram_normal
-from .._ridge_values import Inverse, denominator
-from .._rules import attach_solve
-from .._spectral import inverse, split_weight
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
+from .._factor.ridge_values import Inverse, denominator
+from .._factor.right_factor import CORES, Factor
+from .._mlx.attach import attach, attach_like
+from .._mlx.place import astype, large, on_cpu
+from .._mlx.shapes import same_batch
+from .products import gram
+from .ridge import attach_ridge, gram_normal
+from .solve import attach_solve
+from .spectral import inverse, split_weight
 
 
 def root(kind, f: Factor, l2, shape):
@@ -50,7 +46,7 @@ def root(kind, f: Factor, l2, shape):
             half = f.v * f.r
         else:
             d = denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
-            half = f.v * (_t(mx.sqrt(d)) * f.r)
+            half = f.v * (mx.sqrt(d).mT * f.r)
         return mx.stop_gradient(half), mx.ones((shape[-1], 1), mx.float64)
 
 
@@ -115,24 +111,24 @@ def _bars(kind, out, bar, b, w, f: Factor, half, u):
     with large(dtype):
         weight = w[..., None]
         gu, wu = (2 * g) * u, weight * u if weighted else u  # one weight for all rows is 1
-        c = _t(u) @ gu
-        both = _t(_t(u) @ mx.concatenate([weight * b, -rho], axis=-1))
+        c = u.mT @ gu
+        both = (u.mT @ mx.concatenate([weight * b, -rho], axis=-1)).mT
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
-            z = _t(zeta) @ xi
-            m = (turn + _t(turn)) * (c + z + _t(z)) - c * kept * _t(kept)
+            z = zeta.mT @ xi
+            m = (turn + turn.mT) * (c + z + z.mT) - c * kept * kept.mT
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
         # Here -b_bar xi^T is -rho xi^T - D U (zeta xi^T).
         thin, flat = mx.concatenate([weight * rest, -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
-        a_bar = mx.addmm(mx.addmm(gu, thin, flat), wu, m - _t(zeta) @ xi) @ _t(narrow)
-        uz = u @ _t(zeta)
+        a_bar = mx.addmm(mx.addmm(gu, thin, flat), wu, m - zeta.mT @ xi) @ narrow.mT
+        uz = u @ zeta.mT
         b_bar = rho + weight * uz
         w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2 if weighted else None
     if truncated:
         return a_bar, b_bar, w_bar, None
     with on_cpu():
         zeta, xi, c = (astype(x, mx.float64) for x in (zeta, xi, c))
-        zx = mx.sum((half @ _t(zeta)) * (half @ _t(xi)), axis=-1, keepdims=True)
+        zx = mx.sum((half @ zeta.mT) * (half @ xi.mT), axis=-1, keepdims=True)
         l2_bar = -zx - mx.sum((half @ c) * half, axis=-1, keepdims=True) / 2
     return a_bar, b_bar, w_bar, l2_bar
 

@@ -13,19 +13,15 @@ At zero dropped values this is Golub and Pereyra's derivative; at non-zero ones 
 inverse itself. There is no pole at repeated kept values: the only one is a closing gap at the cut. With full rank N = 0
 and C = 0 hold exactly, since they come from the mask and not from I - A^+ A.
 
-K enters only as a handle that carries derivatives back to A (see ``_products.gram``); its value is never read.
+K enters only as a handle that carries derivatives back to A (see ``products.gram``); its value is never read.
 """
 
 import mlx.core as mx
 
-from ._attach import attach, attach_like
-from ._factor import CORES, Factor
-from ._place import large, on_cpu
-from ._values import inverse_value, reciprocal, right_rows
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
+from .._factor.right_factor import CORES, Factor
+from .._factor.values import inverse_value, reciprocal, right_rows
+from .._mlx.attach import attach, attach_like
+from .._mlx.place import large, on_cpu
 
 
 def inverse(k, x, f: Factor):
@@ -38,7 +34,7 @@ def inverse_matrix(k, f: Factor):
     """``B`` (..., n, n) itself."""
     with on_cpu():
         eye = mx.broadcast_to(mx.eye(f.v.shape[-1], dtype=mx.float64), f.v.shape)
-        return _inverse(k, eye, *f, right_rows(f, 2) @ _t(f.v))
+        return _inverse(k, eye, *f, right_rows(f, 2) @ f.v.mT)
 
 
 def split(k, x, f: Factor):
@@ -46,7 +42,7 @@ def split(k, x, f: Factor):
     with on_cpu():
         if f.full:
             return mx.zeros_like(x)
-        return _split(k, x, *f, f.v @ (split_weight(f) * (_t(f.v) @ x @ f.v)) @ _t(f.v))
+        return _split(k, x, *f, f.v @ (split_weight(f) * (f.v.mT @ x @ f.v)) @ f.v.mT)
 
 
 def split_weight(f: Factor):
@@ -82,14 +78,14 @@ def turn(k, t, g, f: Factor, dtype):
 def _turn(k, t, g, *hints):
     with on_cpu():
         f = Factor(*hints)
-        d = split(k, inverse(k, g, f) + _t(t), f)
-        return d + _t(d)
+        d = split(k, inverse(k, g, f) + t.mT, f)
+        return d + d.mT
 
 
 def _pull_back(k, t, g, *hints):
     with on_cpu():
         bt = inverse(k, t, Factor(*hints))
-        return _turn(k, t, g, *hints) - bt - _t(bt)
+        return _turn(k, t, g, *hints) - bt - bt.mT
 
 
 def _pull_back_in_basis(f: Factor, t, g, kept=True):
@@ -99,10 +95,10 @@ def _pull_back_in_basis(f: Factor, t, g, kept=True):
         db, weight = (weight * beta).astype(t.dtype), weight.astype(t.dtype)
         beta = beta.astype(t.dtype)
     with large(t.dtype):
-        t, g = _t(v) @ t @ v, _t(v) @ g @ v
-        m = db * g + weight * _t(t)
+        t, g = v.mT @ t @ v, v.mT @ g @ v
+        m = db * g + weight * t.mT
         m = m - beta * t if kept else m
-        return v @ (m + _t(m)) @ _t(v)
+        return v @ (m + m.mT) @ v.mT
 
 
 def _inverse_vjp(out, bar, k, x, *hints):
@@ -111,9 +107,9 @@ def _inverse_vjp(out, bar, k, x, *hints):
         f = Factor(*hints)
         u = inverse(k, bar, f)
         if f.full:  # B T = u w^T
-            turned = u @ _t(out)
-            return -(turned + _t(turned)) / 2, u
-        return pull_back(k, bar @ _t(out), bar @ _t(x), f, mx.float64) / 2, u
+            turned = u @ out.mT
+            return -(turned + turned.mT) / 2, u
+        return pull_back(k, bar @ out.mT, bar @ x.mT, f, mx.float64) / 2, u
 
 
 def _inverse_jvp(out, tangents, k, x, *hints):
@@ -125,7 +121,7 @@ def _inverse_jvp(out, tangents, k, x, *hints):
             return inverse(k, dx, f)
         c = split(k, dk, f)
         right = c @ x - dk @ out
-        return inverse(k, right if dx is None else right + dx, f) + _t(c) @ out
+        return inverse(k, right if dx is None else right + dx, f) + c.mT @ out
 
 
 def _split_vjp(out, bar, k, x, *hints):
@@ -134,8 +130,8 @@ def _split_vjp(out, bar, k, x, *hints):
     with on_cpu():
         f = Factor(*hints)
         y = split(k, bar, f)
-        c = y @ _t(x) - _t(x) @ y + out @ _t(bar) - _t(bar) @ out
-        return _t(out) @ y - y @ _t(out) + split(k, c, f), y
+        c = y @ x.mT - x.mT @ y + out @ bar.mT - bar.mT @ out
+        return out.mT @ y - y @ out.mT + split(k, c, f), y
 
 
 def _split_jvp(out, tangents, k, x, *hints):
@@ -147,7 +143,7 @@ def _split_jvp(out, tangents, k, x, *hints):
             return split(k, dx, f)
         c = split(k, dk, f)
         inner = out @ dk - dk @ out + c @ x - x @ c
-        return split(k, inner if dx is None else inner + dx, f) + _t(c) @ out - out @ _t(c)
+        return split(k, inner if dx is None else inner + dx, f) + c.mT @ out - out @ c.mT
 
 
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
@@ -194,7 +190,7 @@ def _eigen(twins):
     def values_vjp(out, bar, k, *hints):
         with on_cpu():
             v = _eigenvectors(k, Factor(*hints), twins)
-            return ((v * bar[..., None, :]) @ _t(v),)
+            return ((v * bar[..., None, :]) @ v.mT,)
 
     def values_jvp(out, tangents, k, *hints):
         with on_cpu():
@@ -203,11 +199,11 @@ def _eigen(twins):
 
     def vectors_vjp(v, bar, k, *hints):
         with on_cpu():
-            return (v @ (_mixing(k, Factor(*hints), twins) * (_t(v) @ bar)) @ _t(v),)
+            return (v @ (_mixing(k, Factor(*hints), twins) * (v.mT @ bar)) @ v.mT,)
 
     def vectors_jvp(v, tangents, k, *hints):
         with on_cpu():
-            return v @ (_mixing(k, Factor(*hints), twins) * (_t(v) @ tangents[0] @ v))
+            return v @ (_mixing(k, Factor(*hints), twins) * (v.mT @ tangents[0] @ v))
 
     return attach(values_vjp, values_jvp, (2, *CORES, 1)), attach(vectors_vjp, vectors_jvp, (2, *CORES, 2))
 

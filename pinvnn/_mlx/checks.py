@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import mlx.core as mx
 
-from . import _dtypes
-from ._place import astype
+from . import dtypes
+from .complex import h
+from .place import astype
 
 # What each named route may be asked. "auto" is right for all of it.
 METHODS = {
@@ -39,12 +40,26 @@ def array(name, label, x, ndim=0) -> mx.array:
     return x
 
 
+def matrix(name, a, hermitian=False):
+    """``a`` as a matrix ``(..., m, n)``, square if it is to be Hermitian."""
+    a = array(name, "a", a, 2)
+    if hermitian and a.shape[-1] != a.shape[-2]:
+        fail(name, "a Hermitian matrix must be square", f"shape {a.shape}", "Leave hermitian=False.")
+    return a
+
+
+def in_working_dtype(a, dtype, hermitian):
+    """``a`` as ``dtype``; its Hermitian part if it is to be Hermitian."""
+    a = astype(a, dtype)
+    return (a + h(a)) * 0.5 if hermitian else a
+
+
 def real_array(name, label, x, like):
     """``x`` as a real array in the real dtype that goes with ``like``."""
     x = array(name, label, x)
     if x.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
-    return astype(x, _dtypes.real(like))
+    return astype(x, dtypes.real(like))
 
 
 def tolerance(name, label, t, batch=None):
@@ -59,6 +74,12 @@ def tolerance(name, label, t, batch=None):
     if batch is not None and not _broadcasts_to(t.shape, batch):
         fail(name, f"{label} must be a number or an array over the batch {batch}", f"shape {t.shape}", "Reshape it.")
     return t
+
+
+def tolerances(name, a, rtol, atol):
+    """Both cutoffs of ``a``, checked."""
+    batch = a.shape[:-2]
+    return tolerance(name, "rtol", rtol, batch), tolerance(name, "atol", atol, batch)
 
 
 def _non_negative(name, label, x, remedy):

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ._dtypes import eps
+from .._mlx.dtypes import eps
 
 
 def default_rtol(m: int, n: int, dtype: mx.Dtype) -> float:

@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 
-from ._blocks import BLOCK, crosses
-from ._place import on_cpu
+from .blocks import BLOCK, crosses
+from .place import on_cpu
 
 # Blocks whose products are evaluated together.
 _BLOCKS = 16

@@ -6,28 +6,24 @@ With D = diag(w) and u = M y_bar, and g = D^-1 y, h = D^-1 u:
     dy    = M (db - dA A^T y - A dA^T y - dl2 g) + v - M A A^T v,  v = dD g
 
 At weight 0, and near it for the sake of digits, g = (b - A A^T y) / l2. Through R = (A^T D A + l2 I)^-1 instead, as in
-``_ridge_rules``, the gradient would lose the square of the condition number: A R x is M A x.
+``ridge.py``, the gradient would lose the square of the condition number: A R x is M A x.
 """
 
 import mlx.core as mx
 
-from ._attach import attach
-from ._factor import CORES, Factor
-from ._place import on_cpu
-from ._ridge_values import dual_value
+from .._factor.ridge_values import dual_value
+from .._factor.right_factor import CORES, Factor
+from .._mlx.attach import attach
+from .._mlx.place import on_cpu
 
 # Weights below this part of the largest one count as small.
 _SMALL = 1e-6
 
 
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
 def dual_solution(a, b, w, l2, f: Factor):
     """``W``, for weights ``(..., m)`` or, where one serves all rows, ``(..., 1)``."""
     with on_cpu():
-        return _t(a) @ _dual(a, w, l2, b, f)
+        return a.mT @ _dual(a, w, l2, b, f)
 
 
 def _dual(a, w, l2, x, f: Factor):
@@ -46,8 +42,8 @@ def _over_weights(y, ay, a, w, l2, x):
 def _vjp(y, bar, a, w, l2, x, *hints):
     u = _dual(a, w, l2, bar, Factor(*hints))
     with on_cpu():
-        ay, au = _t(a) @ y, _t(a) @ u
-        a_bar = -(u @ _t(ay) + y @ _t(au))
+        ay, au = a.mT @ y, a.mT @ u
+        a_bar = -(u @ ay.mT + y @ au.mT)
         g, h = _over_weights(y, ay, a, w, l2, x), _over_weights(u, au, a, w, l2, bar)
         w_bar = mx.sum(l2 * g * h, axis=-1)
         if w.shape[-1] == 1:
@@ -58,13 +54,13 @@ def _vjp(y, bar, a, w, l2, x, *hints):
 def _jvp(y, tangents, a, w, l2, x, *hints):
     da, dw, dl, dx = tangents[:4]
     with on_cpu():
-        ay = _t(a) @ y
+        ay = a.mT @ y
         g = _over_weights(y, ay, a, w, l2, x)
         v = None if dw is None else dw[..., None] * g
         parts = [] if dx is None else [dx]
-        parts += [] if da is None else [-(da @ ay) - a @ (_t(da) @ y)]
+        parts += [] if da is None else [-(da @ ay) - a @ (da.mT @ y)]
         parts += [] if dl is None else [-dl * g]
-        parts += [] if v is None else [-(a @ (_t(a) @ v))]
+        parts += [] if v is None else [-(a @ (a.mT @ v))]
         moved = _dual(a, w, l2, sum(parts[1:], parts[0]), Factor(*hints))
         return moved if v is None else moved + v
 

@@ -8,9 +8,9 @@ The inverse is a constant for x, whose rule calls itself with A^H and P^H.
 
 import mlx.core as mx
 
-from ._attach import attach
-from ._blocks import h
-from ._place import large, on_cpu
+from .._mlx.attach import attach
+from .._mlx.complex import h
+from .._mlx.place import large, on_cpu
 
 
 def attach_inverse(a, value):

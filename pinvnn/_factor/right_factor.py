@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import _dtypes, _rank
-from ._attach import constant
-from ._blocks import cross
-from ._place import CPU, on_cpu
+from .._mlx.blocks import cross
+from .._mlx.place import on_cpu
+from .lapack import eigh, thin_svd
+from .rank import cutoff, keep
 
 
 class Factor(NamedTuple):
@@ -26,7 +26,7 @@ class Factor(NamedTuple):
         r: A power of two per matrix, ``(..., 1, 1)``, so that no product of small factors over- or underflows.
 
     Where all singular values are known to be kept, ``s`` and ``kept`` are empty, ``(..., 0)``, and ``v`` is any matrix
-    with V V^T = (r^2 A^T A)^-1 (see ``_full_rank``).
+    with V V^T = (r^2 A^T A)^-1 (see ``full_rank.py``).
     """
 
     v: mx.array
@@ -43,55 +43,6 @@ class Factor(NamedTuple):
 CORES = (2, 1, 1, 2)
 
 
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
-# --- LAPACK ---------------------------------------------------------------------------------------
-
-_eigh = constant(lambda x: mx.linalg.eigh(x, stream=CPU), 2)
-_svd_of_transpose = constant(lambda x: mx.linalg.svd(x, stream=CPU), 3)
-cholesky = constant(lambda x: mx.linalg.cholesky(x, stream=CPU), 1)
-tri_inv = constant(lambda x: mx.linalg.tri_inv(x, stream=CPU), 1)
-
-
-def svd(a):
-    """(u, s, v) of ``a`` by LAPACK, which keeps the digits of badly scaled columns but not of rows.
-
-    MLX hands a row-major matrix to a column-major LAPACK, so that ``a`` itself gets there as its transpose.
-    """
-    v, s, ut = _svd_of_transpose(_t(a))
-    return _t(ut), s, v
-
-
-def thin_svd(a):
-    """Singular values and vectors (u, s, v) of a tall float64 ``a`` (..., m, n) of norm about 1, at the cost of m n^2.
-
-    A V0, with the eigenvectors V0 of the Gram matrix, has columns that are nearly orthogonal. Their Gram matrix, scaled
-    to a unit diagonal, is so well conditioned that its Cholesky factor is as good as a QR (Drmac and Veselic 2008, doi
-    10.1137/050639193); the SVD of what is left is n x n. A second round makes up for what the first Gram matrix could
-    not resolve below 1e-8. Not a QR: MLX has no vmap for it. MLX's own SVD forms an m x m matrix.
-    """
-    n = a.shape[-1]
-    if a.shape[-2] < 4 * n:
-        u, s, v = svd(a)
-        return u[..., :n], s, v
-    _, v = _eigh(cross(a, a))
-    v = v[..., ::-1]
-    for shift in (1e-10, 0.0):
-        b = a @ v
-        gram = _t(b) @ b
-        norms = mx.sqrt(mx.diagonal(gram, axis1=-2, axis2=-1))
-        unit = 1 / mx.where(norms > 0, norms, mx.ones_like(norms))
-        # Columns of rounding noise may be parallel. They come last, so that a shift there reaches no other column.
-        noise = norms <= n * _dtypes.eps(mx.float64) * mx.max(norms, axis=-1, keepdims=True)
-        ridge = mx.eye(n, dtype=mx.float64) * mx.where(noise, 1e-3, shift)[..., None, :]
-        lower = mx.tril(cholesky(gram * unit[..., None, :] * unit[..., :, None] + ridge))
-        u, s, w = svd(_t(lower) * norms[..., None, :])
-        v = v @ w
-    return b @ (unit[..., :, None] * (_t(tri_inv(lower)) @ u)), s, v
-
-
 def power_of_two(x, dtype):
     """1 / x to the nearest power of two that the real ``dtype`` can hold, 1 where x is 0; scaling by it is exact."""
     largest = 1000 if dtype == mx.float64 else 120
@@ -105,7 +56,7 @@ def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
         copies = gram.shape[-2] // gram.shape[-1]
         gram = whole(gram)
         clean, r, finite = _clean_gram(gram, entry_dtype)
-        values, v = _eigh((clean + _t(clean)) / 2)
+        values, v = eigh((clean + clean.mT) / 2)
         values, v = values[..., ::-1], v[..., ::-1]
         if copies == 2:
             # The two copies differ by rounding; one value for both keeps a pair on one side of the cutoff.
@@ -137,8 +88,8 @@ def gram_scale(diagonal, dtype):
 
 
 def _decide(v, s, r, finite, dtype, shape, rtol, atol):
-    limit = _rank.cutoff(s[..., 0], shape, dtype, rtol, None if atol is None else atol * r[..., 0, 0])
-    kept = _rank.keep(s, limit).astype(mx.float64)
+    limit = cutoff(s[..., 0], shape, dtype, rtol, None if atol is None else atol * r[..., 0, 0])
+    kept = keep(s, limit).astype(mx.float64)
     bad = ~finite | mx.isnan(limit)[..., None, None]
     v = mx.where(bad, mx.array(float("nan"), mx.float64), v)
     s = mx.where(bad[..., 0], mx.array(float("nan"), mx.float64), s)
@@ -192,3 +143,10 @@ def _svd_factor(a, dtype, rtol, atol):
     u, s, v = thin_svd(clean)
     left = mx.where(finite, u[..., :m, :], mx.array(float("nan"), mx.float64))
     return _decide(v, s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
+
+
+def rank_of(a, f: Factor):
+    """The rank ``(...)`` that the factor of ``a`` decided, int32."""
+    with on_cpu():
+        count = mx.sum(f.kept, axis=-1)
+        return (count / 2 if a.dtype == mx.complex64 else count).astype(mx.int32)

@@ -1,15 +1,12 @@
-"""Values read off a factor: constants, which ``_attach`` gives their derivatives."""
+"""Values read off a factor: constants, which ``attach`` gives their derivatives."""
 
 import mlx.core as mx
 
-from ._blocks import cross, h, stack, times
-from ._factor import Factor
-from ._full_rank import Certified
-from ._place import large, on_cpu
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
+from .._mlx.blocks import cross, times
+from .._mlx.complex import h, stack
+from .._mlx.place import large, on_cpu
+from .full_rank import Certified
+from .right_factor import Factor
 
 
 def reciprocal(f: Factor, power):
@@ -26,7 +23,7 @@ def right_rows(f: Factor, power):
 
 def inverse_value(f: Factor, x):
     """``B x``, the truncated inverse of the Gram matrix of ``r A`` times float64 ``x`` (..., n, k)."""
-    return right_rows(f, 2) @ (_t(f.v) @ x)
+    return right_rows(f, 2) @ (f.v.mT @ x)
 
 
 def left_vectors(a, f: Factor):
@@ -42,10 +39,10 @@ def pinv_value(a, f: Factor, left=None):
         with on_cpu():
             right = (right_rows(f, 1) * f.r).astype(left.dtype)
         with large(left.dtype):
-            return right @ _t(left)
+            return right @ left.mT
     with on_cpu():
         columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
-        inverse = right_rows(f, 2) @ _t(f.v[..., :columns, :])
+        inverse = right_rows(f, 2) @ f.v[..., :columns, :].mT
         return h(times(a, inverse * f.r * f.r))
 
 
@@ -55,7 +52,7 @@ def known_pinv_value(a, known: Certified):
         if known.pair is None:
             return pinv_value(a, known.factor)
         q, x = known.pair
-        return x @ _t(q)
+        return x @ q.mT
 
 
 def solve_value(a, b, w, f: Factor, left=None):
@@ -64,7 +61,7 @@ def solve_value(a, b, w, f: Factor, left=None):
         if left is None:
             return inverse_value(f, cross(a, b, w)) * f.r * f.r
         b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
-        return right_rows(f, 1) @ (_t(left) @ b) * f.r
+        return right_rows(f, 1) @ (left.mT @ b) * f.r
 
 
 def known_solve_value(a, b, w, known: Certified):
@@ -81,7 +78,7 @@ def refined(pair, a, b, w, penalty=None):
     q, x = pair
 
     def solve(rest):
-        return x @ (_t(q) @ (rest if w is None else w[..., None] * rest))
+        return x @ (q.mT @ (rest if w is None else w[..., None] * rest))
 
     y = solve(b)
     better = y + solve(b - a @ y)
@@ -99,7 +96,7 @@ def adjoint_value(a, x, f: Factor, left=None):
     """``pinv(a)^H x`` (..., m, k) for the tall ``a`` that ``f`` factors."""
     with on_cpu():
         if left is not None:
-            return (left @ (_t(right_rows(f, 1)) @ x) * f.r).astype(a.dtype)
+            return (left @ (right_rows(f, 1).mT @ x) * f.r).astype(a.dtype)
         return times(a, inverse_value(f, stack(x)) * f.r * f.r)
 
 
@@ -109,5 +106,5 @@ def known_adjoint_value(a, x, known: Certified):
         if known.pair is None:
             return adjoint_value(a, x, known.factor)
         q, inner = known.pair
-        y = q @ (_t(inner) @ x)
-        return y + q @ (_t(inner) @ (x - _t(a) @ y))
+        y = q @ (inner.mT @ x)
+        return y + q @ (inner.mT @ (x - a.mT @ y))

@@ -11,21 +11,17 @@ W = R A^T D b with R_t = (A^T D A + L_t)^-1 for each target t, D = diag(w), L_t 
     l2_bar = -u o q
 
 No sqrt(w) appears, so that the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
-([[Re, -Im], [Im, Re]]). The dual form is in ``_dual_rules``.
+([[Re, -Im], [Im, Re]]). The dual form is in ``dual.py``.
 """
 
 import mlx.core as mx
 
-from ._attach import attach
-from ._blocks import same_batch
-from ._factor import CORES, Factor
-from ._place import astype, large, on_cpu
-from ._products import product_and_residual, residual
-from ._ridge_values import Inverse, apply, scales
-
-
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
+from .._factor.ridge_values import Inverse, apply, scales
+from .._factor.right_factor import CORES, Factor
+from .._mlx.attach import attach
+from .._mlx.place import astype, large, on_cpu
+from .._mlx.shapes import same_batch
+from .products import product_and_residual, residual
 
 
 def normal(a, w, l2, x, inverse: Inverse):
@@ -57,7 +53,7 @@ def _build(route):
         ur, qr = astype(ur, a.dtype), astype(qr, a.dtype)
         with large(a.dtype):
             au, aq, weight = a @ ur, a @ qr, w[..., None]
-            a_bar = -((weight * aq) @ _t(ur) + (weight * au) @ _t(qr))
+            a_bar = -((weight * aq) @ ur.mT + (weight * au) @ qr.mT)
             return a_bar, -_sum_to(au * aq, w), l2_bar, u
 
     def normal_jvp(q, tangents, a, w, l2, x, *hints):
@@ -69,9 +65,9 @@ def _build(route):
         with large(a.dtype):
             weight, moved = w[..., None], []
             if da is not None:
-                moved.append(_t(da) @ (weight * (a @ qr)) + _t(a) @ (weight * (da @ qr)))
+                moved.append(da.mT @ (weight * (a @ qr)) + a.mT @ (weight * (da @ qr)))
             if dw is not None:
-                moved.append(_t(a) @ (dw[..., None] * (a @ qr)))
+                moved.append(a.mT @ (dw[..., None] * (a @ qr)))
         with on_cpu():
             parts += [-astype(p, mx.float64) * r for p in moved]
             return normal(a, w, l2, sum(parts), inverse(hints))
@@ -87,7 +83,7 @@ def _build(route):
             l2_bar, r = -z * x, r.astype(a.dtype)
         with large(a.dtype):
             az, rest = mx.split(both, 2, axis=-1)
-            return _weigh(w, both) @ _t(right), _weigh(w, az), _sum_to(rest / r * az, w), l2_bar
+            return _weigh(w, both) @ right.mT, _weigh(w, az), _sum_to(rest / r * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
@@ -98,18 +94,18 @@ def _build(route):
         with large(a.dtype):
             moved, weight, rest = [], w[..., None], rest * rs
             if da is not None:
-                moved.append(_t(da) @ (weight * rest) - _t(a) @ (weight * (da @ narrow) * rs))
+                moved.append(da.mT @ (weight * rest) - a.mT @ (weight * (da @ narrow) * rs))
             if dw is not None:
-                moved.append(_t(a) @ (dw[..., None] * rest))
+                moved.append(a.mT @ (dw[..., None] * rest))
             if db is not None:
-                moved.append(_t(a) @ (weight * db * rs))
+                moved.append(a.mT @ (weight * db * rs))
         with on_cpu():
             parts = [p.astype(mx.float64) for p in moved] + ([] if dl is None else [-dl * x * r])
             return normal(a, w, l2, sum(parts), inverse(hints)) * r
 
     return (
-        attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *_cores(route), 2)),
-        attach(ridge_vjp, ridge_jvp, (2, 2, 1, 2, *_cores(route), 2)),
+        attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *cores(route), 2)),
+        attach(ridge_vjp, ridge_jvp, (2, 2, 1, 2, *cores(route), 2)),
     )
 
 
@@ -118,7 +114,8 @@ def _weigh(w, x):
     return x if w.shape[-1] == 1 and x.shape[-2] != 1 else w[..., None] * x
 
 
-def _cores(route):
+def cores(route):
+    """Trailing dimensions of a factor's arrays that are no batch: by target there is one more."""
     return (3, 2, 2, 3) if route == "feature" else CORES
 
 
@@ -137,18 +134,18 @@ def _build_gram(route):
     def vjp(q, bar, k, l2, x, *hints):
         with on_cpu():
             u = gram_normal(k, l2, bar, Inverse(Factor(*hints), route))
-            turn = u @ _t(q)
-            return -(turn + _t(turn)) / 2, -u * q, u
+            turn = u @ q.mT
+            return -(turn + turn.mT) / 2, -u * q, u
 
     def jvp(q, tangents, k, l2, x, *hints):
         dk, dl, dx = tangents[:3]
         with on_cpu():
             parts = [] if dx is None else [dx]
-            parts += [] if dk is None else [-(dk + _t(dk)) @ q / 2]
+            parts += [] if dk is None else [-(dk + dk.mT) @ q / 2]
             parts += [] if dl is None else [-dl * q]
             return gram_normal(k, l2, sum(parts), Inverse(Factor(*hints), route))
 
-    return attach(vjp, jvp, (2, 2, 2, *_cores(route), 2))
+    return attach(vjp, jvp, (2, 2, 2, *cores(route), 2))
 
 
 def _sum_to(x, w):

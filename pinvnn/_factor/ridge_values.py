@@ -1,15 +1,15 @@
-"""Values of ridge regression, constants until ``_ridge_rules`` gives them derivatives. Real, float64, on the CPU."""
+"""Values of ridge regression, constants until ``ridge.py`` gives them derivatives. Real, float64, on the CPU."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import _dtypes
-from ._blocks import cross
-from ._factor import Factor
-from ._place import on_cpu
-from ._values import refined
+from .._mlx import dtypes
+from .._mlx.blocks import cross
+from .._mlx.place import on_cpu
+from .right_factor import Factor
+from .values import refined
 
 
 class Inverse(NamedTuple):
@@ -30,7 +30,7 @@ class Known(NamedTuple):
     Attributes:
         left: Left singular vectors of an SVD.
         rhs: A^T D b.
-        pair: Q and X for each target (see ``_full_rank.Certified``).
+        pair: Q and X for each target (see :class:`Certified`).
         good: Which targets take the pair, ``(..., k or 1)``, if there are left vectors for others.
     """
 
@@ -40,13 +40,9 @@ class Known(NamedTuple):
     good: mx.array | None = None
 
 
-def _t(x):
-    return mx.swapaxes(x, -1, -2)
-
-
 def scales(inverse: Inverse):
     """The powers of two of each target's matrix, ``(..., 1, 1 or k)``."""
-    return _t(inverse.f.r[..., 0]) if inverse.route == "feature" else inverse.f.r
+    return inverse.f.r[..., 0].mT if inverse.route == "feature" else inverse.f.r
 
 
 def denominator(inverse: Inverse, l2, shape):
@@ -56,7 +52,7 @@ def denominator(inverse: Inverse, l2, shape):
     if inverse.route == "feature":
         return mx.where(f.kept[..., None] > 0, 1 / (s * s), nan)
     l2 = mx.where(l2 < 0, nan, l2) * f.r * f.r
-    noise = 4 * shape[-1] * _dtypes.eps(mx.float64) * s[..., :1, :] ** 2
+    noise = 4 * shape[-1] * dtypes.eps(mx.float64) * s[..., :1, :] ** 2
     singular = mx.any(f.kept == 0, axis=-1)[..., None, None] & (l2 <= noise)
     if inverse.route == "dual":
         singular = singular | (l2 <= 0)  # m < n: without a penalty there is no unique solution
@@ -71,9 +67,9 @@ def apply(inverse: Inverse, l2, shape, x):
         if inverse.route == "feature" and v.shape[-3] == 1:
             v, d = v[..., 0, :, :], None if d is None else d[..., 0, :, :]
         elif inverse.route == "feature":  # column by column: targets have their own matrices
-            y = _t(v) @ _t(x)[..., None]
-            return _t((v @ (y if d is None else d * y))[..., 0])
-        y = _t(v) @ x
+            y = v.mT @ x.mT[..., None]
+            return (v @ (y if d is None else d * y))[..., 0].mT
+        y = v.mT @ x
         return v @ (y if d is None else d * y)
 
 
@@ -81,7 +77,7 @@ def dual_value(f: Factor, a, w, l2, x):
     """The constant ``(A A^T + l2 D^-1)^-1 x`` from the factor of (D^(1/2) A)^T, float64."""
     with on_cpu():
         root = mx.sqrt(w)[..., None] * f.r
-        y = _t(f.v) @ (root * x)
+        y = f.v.mT @ (root * x)
         return root * (f.v @ (y if f.full else denominator(Inverse(f, "dual"), l2, a.shape) * y))
 
 
@@ -110,10 +106,10 @@ def _by_pair(inverse: Inverse, a, b, w, l2, pair):
         return refined(pair, a, b, w, lambda x: _unscaled(inverse, l2, a.shape, l2 * x))
 
     def penalty(x):
-        return _t(_unscaled(inverse, l2, a.shape, l2 * _t(x[..., 0])))[..., None]
+        return _unscaled(inverse, l2, a.shape, l2 * x[..., 0].mT).mT[..., None]
 
     w = None if w is None else w[..., None, :]
-    return _t(refined(pair, a[..., None, :, :], _t(b)[..., None], w, penalty)[..., 0])
+    return refined(pair, a[..., None, :, :], b.mT[..., None], w, penalty)[..., 0].mT
 
 
 def _by_left_vectors(inverse: Inverse, a, b, w, l2, left):
@@ -121,5 +117,5 @@ def _by_left_vectors(inverse: Inverse, a, b, w, l2, left):
     d = denominator(inverse, l2, a.shape) * f.s[..., None]
     right = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
     if inverse.route == "feature":
-        return _t((f.v @ (d * (_t(u) @ _t(right)[..., None])))[..., 0]) * scales(inverse)
-    return f.v @ (d * (_t(u) @ right)) * f.r
+        return (f.v @ (d * (u.mT @ right.mT[..., None])))[..., 0].mT * scales(inverse)
+    return f.v @ (d * (u.mT @ right)) * f.r

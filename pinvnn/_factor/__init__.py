@@ -1,0 +1,15 @@
+"""Factorizations as constants: rank decision, singular vectors, Cholesky, and the values read off them.
+
+What the layers above (nn, streaming, varpro, heads) may use of this room is imported here, and only here.
+"""
+
+from .rank import cutoff as cutoff
+from .rank import default_rtol as default_rtol
+from .rank import keep as keep
+from .ridge_inverse import inverse_of_ridge as inverse_of_ridge
+from .ridge_inverse import penalty_matrix as penalty_matrix
+from .ridge_values import Inverse as Inverse
+from .ridge_values import solution as solution
+from .right_factor import Factor as Factor
+from .right_factor import factor as factor
+from .values import solve_value as solve_value

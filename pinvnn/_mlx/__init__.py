@@ -1,0 +1,15 @@
+"""What the library needs of MLX: streams, dtypes, checked arguments, row blocks, attached derivatives.
+
+What the layers above (nn, streaming, varpro, heads) may use of this room is imported here, and only here.
+"""
+
+from . import checks as checks
+from . import dtypes as dtypes
+from .attach import attach_like as attach_like
+from .blocks import BLOCK as BLOCK
+from .checks import array as array
+from .checks import fail as fail
+from .place import astype as astype
+from .place import large as large
+from .place import on_cpu as on_cpu
+from .shapes import same_batch as same_batch
