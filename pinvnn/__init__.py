@@ -39,10 +39,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Subpackages and the version on first use: ``import pinvnn`` stays quick."""
-    if name == "__version__":
-        return version()
-    if name in ("heads", "nn", "streaming", "testing", "varpro"):
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # A type checker then sees what is above, and nothing else.
+
+    def __getattr__(name: str) -> Any:
+        """Subpackages and the version on first use: ``import pinvnn`` stays quick."""
+        if name == "__version__":
+            return version()
+        if name in ("heads", "nn", "streaming", "testing", "varpro"):
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
