@@ -1,4 +1,4 @@
-"""Gauss-Newton training of a network with a linear output; the mathematics is in `_quadratic.py`."""
+"""Gauss-Newton training of a network with a linear output; the mathematics is in `_network_loss.py`."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy as np
 from .._mlx import dtypes, fail
 from ..streaming import ReadoutStatistics
 from ._basis import Basis, arrays, to_mlx, to_numpy
-from ._quadratic import Batch, Fit, Quadratic, conjugate_gradients
+from ._network_loss import Batch, NetworkLoss, ReadoutFit, conjugate_gradients
+from ._types import StepMethod
 
 NAME = "SeparableGaussNewton"
 DENSE_PARAMETERS = 200
@@ -39,8 +40,9 @@ class SeparableGaussNewton:
     r"""Trains ``readout(features(x))`` by Levenberg-Marquardt steps in the parameters of ``features`` alone.
 
     The linear ``readout`` is solved for exactly in every step, so that it is never behind the features. A call of
-    :meth:`step` tries one step on its rows. It is taken if it lowers the loss there, and the damping follows from how
-    well that was foretold. The loss is the objective of :func:`pinvnn.ridge` divided by the number of targets, m k.
+    :meth:`step` tries one step on its rows. The step is accepted if it lowers the loss there; the damping of the next
+    one follows from the ratio of the actual to the predicted reduction. The loss is the objective of
+    :func:`pinvnn.ridge` divided by m k, the number of entries of the targets.
 
     Args:
         features: module ``(m, ...) -> (m, n)`` whose trainable parameters are trained; deterministic (no dropout).
@@ -81,10 +83,10 @@ class SeparableGaussNewton:
         *,
         damping: float = 1e-2,
         memory: float = 0.0,
-        method: str = "auto",
+        method: StepMethod = "auto",
         cg_tol: float = 0.05,
         cg_steps: int = 100,
-    ):
+    ) -> None:
         if not isinstance(features, nn.Module) or not arrays(features.trainable_parameters()):
             got = type(features).__name__
             fail(NAME, "features must be a module with trainable parameters", got, "Unfreeze some.", TypeError)
@@ -97,15 +99,19 @@ class SeparableGaussNewton:
             fail(NAME, "memory must be between 0 and 1", f"{memory}", "0 forgets all earlier rows.")
         if method not in ("auto", "dense", "cg"):
             fail(NAME, "method must be 'auto', 'dense' or 'cg'", f"{method!r}", "Use 'auto'.")
-        self.features, self.readout = features, readout
-        self.l2, self.memory, self.method = l2, memory, method
-        self.cg_tol, self.cg_steps = cg_tol, cg_steps
+        self.features: nn.Module = features
+        self.readout: nn.Module = readout
+        self.l2: float = l2
+        self.memory: float = memory
+        self.method: StepMethod = method
+        self.cg_tol: float = cg_tol
+        self.cg_steps: int = cg_steps
         self._first, self._damping, self._growth = damping, 0.0, 2.0
         parameters = arrays(features.trainable_parameters())
         wide = any(a.dtype == mx.float64 for a in parameters)
         self._basis = Basis(features, None, (), mx.float64 if wide else mx.float32)
         k, n = readout["weight"].shape
-        self.statistics = ReadoutStatistics(n, k, "bias" in readout)
+        self.statistics: ReadoutStatistics = ReadoutStatistics(n, k, "bias" in readout)
 
     def step(self, x: Any, y: mx.array, weights: mx.array | None = None) -> SeparableStep:
         """Try one step.
@@ -125,15 +131,15 @@ class SeparableGaussNewton:
         fit = batch.fit(h)
         if not np.isfinite(fit.loss):
             fail(NAME, "features, y and weights must be finite", "NaN or Inf", "Look at the data and the parameters.")
-        model = Quadratic(self._basis, theta, batch, fit)
+        model = NetworkLoss(self._basis, theta, batch, fit)
         if not self._damping:
             along = model.gradient @ model.product(model.gradient) / max(model.gradient @ model.gradient, 1e-300)
             self._damping = self._first * float(along) or self._first
-        move, foretold, products = self._solve(model)
+        move, predicted, products = self._solve(model)
         with np.errstate(over="ignore", invalid="ignore"):  # The trial point may be anywhere.
             trial_h = self._basis(theta + move)
             trial = batch.fit(trial_h)
-        accepted = self._judge(fit.loss - trial.loss, foretold, dtypes.eps(self._basis.dtype) * fit.loss)
+        accepted = self._accept(fit.loss - trial.loss, predicted, dtypes.eps(self._basis.dtype) * fit.loss)
         if accepted:
             self.features.update(self._basis.tree(theta + move))
             h, fit = trial_h, trial
@@ -154,8 +160,8 @@ class SeparableGaussNewton:
         self.statistics.decay(self.memory)
         return Batch(to_numpy(y), np.sqrt(w)[:, None], self.statistics.moments, self.l2, self.statistics.bias)
 
-    def _solve(self, model: Quadratic) -> tuple[np.ndarray, float, int]:
-        """The step (B + damping) p = -g, the decrease foretold, and the number of products with B."""
+    def _solve(self, model: NetworkLoss) -> tuple[np.ndarray, float, int]:
+        """The step (B + damping) p = -g, the predicted reduction, and the number of products with B."""
         g, p = model.gradient, model.theta.size
         if self.method == "dense" or (self.method == "auto" and p <= DENSE_PARAMETERS):
             b = model.matrix()
@@ -165,11 +171,11 @@ class SeparableGaussNewton:
         # B move = -g + left - damping move, without another product.
         return move, 0.5 * float(move @ (left - g) + self._damping * (move @ move)), count
 
-    def _judge(self, decrease: float, foretold: float, noise: float) -> bool:
-        """Whether to take a step, and the next damping (Nielsen 1999, IMM-REP-1999-05)."""
-        if foretold <= noise:  # Rounding says nothing about the damping, and would drive it up without end.
+    def _accept(self, decrease: float, predicted: float, noise: float) -> bool:
+        """Whether to accept a step; sets the next damping (Nielsen 1999, IMM-REP-1999-05)."""
+        if predicted <= noise:  # Rounding says nothing about the damping, and would drive it up without end.
             return decrease > 0
-        ratio = decrease / foretold
+        ratio = decrease / predicted
         if ratio > 1e-4:
             self._damping *= max(1 / 3, 1 - (2 * ratio - 1) ** 3)
             self._growth = 2.0
@@ -178,7 +184,7 @@ class SeparableGaussNewton:
         self._growth *= 2
         return False
 
-    def _keep(self, h: mx.array, y: mx.array, weights: mx.array | None, fit: Fit) -> None:
+    def _keep(self, h: mx.array, y: mx.array, weights: mx.array | None, fit: ReadoutFit) -> None:
         """Set the readout, and take up the rows into the statistics."""
         self.readout.weight = to_mlx(fit.v.T, self._basis.dtype)
         if self.statistics.bias:

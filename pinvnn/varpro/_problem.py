@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 
 from .._mlx import fail
-from . import _data as data
+from . import _arguments as arguments
 from ._basis import Basis, to_numpy
-from ._residual import Derivatives, Projection, differentiate, project
+from ._projection import Derivatives, Projection, differentiate, project
 
 
-class Separated(NamedTuple):
+class ProjectedPoint(NamedTuple):
     """A point of the solver: flat ``x`` (p,), flat residual ``f``, basis ``phi`` (m, n) and ``projection``.
 
     Where the basis is not finite, ``f`` is infinite and ``projection`` None.
@@ -23,43 +23,43 @@ class Separated(NamedTuple):
     projection: Projection | None
 
 
-class Problem:
+class SeparableProblem:
     """min over alpha, c of sum w (y - Phi(alpha) c)^2 + sum l2 c^2, without c. A call evaluates the basis once."""
 
     def __init__(self, basis: Basis, y: mx.array, weights: Any, full: bool):
         self.basis, self.full, self.shape = basis, full, y.shape
-        self.y = data.right_hand_sides(y)
-        weights = data.row_weights(weights, len(y))
+        self.y = arguments.right_hand_sides(y)
+        weights = arguments.row_weights(weights, len(y))
         self.root = None if weights is None else np.sqrt(weights)[:, None]
         self.rows = len(y) if weights is None else int(np.count_nonzero(weights))
         self.b = self.weighted(self.y)
         self.penalty: np.ndarray | None = None
         self.dtype = basis.dtype
-        self._last: tuple[Separated, Derivatives] | None = None
+        self._last: tuple[ProjectedPoint, Derivatives] | None = None
 
-    def start(self, l2: Any) -> Separated:
+    def start(self, l2: Any) -> ProjectedPoint:
         """The starting point, after the checks that need the basis there."""
-        x = data.finite("alpha", self.basis.start)
+        x = arguments.finite("alpha", self.basis.start)
         phi = self.basis(x)
-        data.check_basis(phi, len(self.y))
+        arguments.check_basis(phi, len(self.y))
         n, k = phi.shape[1], self.y.shape[1]
         self.dtype = phi.dtype
-        self.penalty = data.penalty_roots(l2, (n, *self.shape[1:]))
+        self.penalty = arguments.penalty_roots(l2, (n, *self.shape[1:]))
         if self.penalty is None and self.rows * k < n * k + x.size:
             got = f"{self.rows * k} of positive weight for {n * k} linear and {x.size} nonlinear parameters"
-            fail(data.NAME, "the data must not be fewer than the parameters", got, "Use a smaller basis, or l2.")
+            fail(arguments.NAME, "the data must not be fewer than the parameters", got, "Use a smaller basis, or l2.")
         point = self._separate(x, phi)
         if point.projection is None:
-            fail(data.NAME, "basis must be finite at the start", "NaN or Inf", "Start elsewhere.")
+            fail(arguments.NAME, "basis must be finite at the start", "NaN or Inf", "Start elsewhere.")
         if self.rank(point) == 0:
-            fail(data.NAME, "basis must not be zero at the start", "rank 0", "Start elsewhere.")
+            fail(arguments.NAME, "basis must not be zero at the start", "rank 0", "Start elsewhere.")
         return point
 
-    def __call__(self, x: np.ndarray) -> Separated:
+    def __call__(self, x: np.ndarray) -> ProjectedPoint:
         x = self.basis.round(x)
         return self._separate(x, self.basis(x))
 
-    def derivatives(self, point: Separated) -> Derivatives:
+    def derivatives(self, point: ProjectedPoint) -> Derivatives:
         """Of the projection at ``point``. The last ones are kept."""
         assert point.projection is not None
         if self._last is None or self._last[0] is not point:
@@ -67,7 +67,7 @@ class Problem:
             self._last = point, differentiate(point.projection, tangents, point.x.size, self.full)
         return self._last[1]
 
-    def rank(self, point: Separated) -> int:
+    def rank(self, point: ProjectedPoint) -> int:
         """Rank of the weighted basis, the penalty left out."""
         if self.penalty is None and point.projection is not None:
             return point.projection.rank
@@ -76,9 +76,9 @@ class Problem:
     def weighted(self, rows: np.ndarray) -> np.ndarray:
         return rows if self.root is None else self.root * rows
 
-    def _separate(self, x: np.ndarray, phi: mx.array) -> Separated:
+    def _separate(self, x: np.ndarray, phi: mx.array) -> ProjectedPoint:
         values = to_numpy(phi)
-        useless = Separated(x, np.full(1, np.inf), values, None)
+        useless = ProjectedPoint(x, np.full(1, np.inf), values, None)
         if not np.isfinite(values).all():
             return useless
         try:
@@ -87,4 +87,4 @@ class Problem:
             return useless
         if not np.isfinite(projection.residual).all():
             return useless
-        return Separated(x, projection.residual.ravel(), values, projection)
+        return ProjectedPoint(x, projection.residual.ravel(), values, projection)

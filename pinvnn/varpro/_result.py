@@ -9,9 +9,10 @@ import numpy as np
 
 from .._factor import default_rtol
 from ._basis import Basis, to_mlx, to_numpy
-from ._problem import Problem
-from ._residual import Derivatives, Projection
-from ._solver import Outcome
+from ._problem import SeparableProblem
+from ._projection import Derivatives, Projection
+from ._trust_region import Outcome
+from ._types import BasisFunction, Tree
 
 
 class Evaluations(NamedTuple):
@@ -24,7 +25,7 @@ class Evaluations(NamedTuple):
 class StandardErrors(NamedTuple):
     """Standard errors of the parameters: ``alpha`` and ``linear`` as :class:`VarProResult` has them."""
 
-    alpha: Any
+    alpha: Tree
     linear: mx.array
 
 
@@ -36,7 +37,7 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class ParameterCovariance:
     r"""The covariance s^2 (F^T F)^-1 of alpha and c, F = [dA c, A] the Jacobian of the full problem, in parts.
 
     With K = (I - A A^+) dA c = Q_K R_K and T = -A^+ dA c the inverse has the blocks
@@ -114,7 +115,7 @@ class VarProResult:
         rss: the (weighted) sum of squared residuals over all right-hand sides, without the penalty.
         steps: trial steps taken.
         converged: whether the last point is a minimum to the tolerance.
-        reason: why the iteration ended, a word, a colon and an explanation.
+        reason: why the iteration ended: a keyword (see docs/varpro.md), a colon and an explanation.
         standard_errors: of alpha and of the linear parameters, shaped as these; NaN where the data do not determine
             them.
         residual_std: square root of rss / (degrees of freedom); NaN without any.
@@ -123,7 +124,7 @@ class VarProResult:
         evaluations: how often the basis and its derivatives were evaluated.
     """
 
-    alpha: Any
+    alpha: Tree
     linear: mx.array
     residuals: mx.array
     rss: mx.array
@@ -135,7 +136,7 @@ class VarProResult:
     rank: int
     route: str
     evaluations: Evaluations
-    _uncertainty: Uncertainty = field(repr=False)
+    _parameter_covariance: ParameterCovariance = field(repr=False)
     _basis: Basis = field(repr=False)
     _x: np.ndarray = field(repr=False)
 
@@ -148,9 +149,9 @@ class VarProResult:
         ``Phi(alpha) linear`` in all parameters. It takes no notice of bounds, except that an alpha held by equal ones
         has zero rows.
         """
-        return to_mlx(self._uncertainty.covariance(), self._basis.dtype)
+        return to_mlx(self._parameter_covariance.covariance(), self._basis.dtype)
 
-    def predict(self, basis=None, inputs: tuple = ()) -> Prediction:
+    def predict(self, basis: BasisFunction | None = None, inputs: tuple[Any, ...] = ()) -> Prediction:
         """The fitted curve and its standard error, at other points where a ``basis`` with other rows or other
         ``inputs`` is given.
 
@@ -166,12 +167,12 @@ class VarProResult:
         phi = to_numpy(there(self._x))
         c = to_numpy(self.linear)
         slopes = np.stack([d @ c.reshape(phi.shape[1], -1) for d in there.tangents(self._x, phi.size)], axis=-1)
-        error = self._uncertainty.of_curve(phi, slopes)
+        error = self._parameter_covariance.of_curve(phi, slopes)
         mean = phi @ c
         return Prediction(to_mlx(mean, fitted.dtype), to_mlx(error.reshape(mean.shape), fitted.dtype))
 
 
-def summarise(problem: Problem, outcome: Outcome, free: np.ndarray) -> VarProResult:
+def summarise(problem: SeparableProblem, outcome: Outcome, free: np.ndarray) -> VarProResult:
     """The result of a fit that ended at ``outcome``; ``free`` (p,) marks the alpha that were fitted."""
     point, basis, dtype = outcome.point, problem.basis, problem.basis.dtype
     projection: Projection = point.projection
@@ -181,7 +182,7 @@ def summarise(problem: Problem, outcome: Outcome, free: np.ndarray) -> VarProRes
     linear_freedom = sum(float(np.sum(f.q[:m] ** 2)) * f.columns.size for f in projection.factors)
     freedom = problem.rows * k - int(free.sum()) - linear_freedom
     variance = rss / freedom if freedom > 1e-6 else np.nan
-    uncertainty = Uncertainty.of(projection, problem.derivatives(point), variance, free, problem.dtype)
+    uncertainty = ParameterCovariance.of(projection, problem.derivatives(point), variance, free, problem.dtype)
     errors = uncertainty.standard_errors()
     linear_shape = (n, *problem.shape[1:])
     kind = "Golub-Pereyra" if problem.full else "Kaufman"
@@ -198,7 +199,7 @@ def summarise(problem: Problem, outcome: Outcome, free: np.ndarray) -> VarProRes
         rank=problem.rank(point),
         route=f"{kind} Jacobian by {basis.mode} mode, basis in {str(dtype).split('.')[-1]}",
         evaluations=Evaluations(basis.evaluations, basis.derivatives),
-        _uncertainty=uncertainty,
+        _parameter_covariance=uncertainty,
         _basis=basis,
         _x=point.x,
     )

@@ -7,11 +7,13 @@ import mlx.core as mx
 import numpy as np
 
 from .._mlx import dtypes, fail
-from . import _data as data
+from .._types import ArrayLike, Penalty
+from . import _arguments as arguments
 from ._basis import Basis
-from ._problem import Problem
+from ._problem import SeparableProblem
 from ._result import VarProResult, summarise
-from ._solver import Search, Step
+from ._trust_region import Step, TrustRegionSearch
+from ._types import BasisFunction, Bounds, Jacobian, Tree
 
 
 class VarProStep(NamedTuple):
@@ -31,24 +33,24 @@ class VarProStep(NamedTuple):
     trial: float
     accepted: bool
     length: float
-    alpha: Any
+    alpha: Tree
 
 
 def varpro(
-    basis: Callable,
-    alpha: Any,
+    basis: BasisFunction,
+    alpha: Tree | None,
     y: mx.array,
     *,
-    weights: Any = None,
-    l2: Any = 0.0,
-    bounds: tuple = (None, None),
-    inputs: tuple = (),
-    jacobian: str = "full",
+    weights: ArrayLike | None = None,
+    l2: Penalty = 0.0,
+    bounds: Bounds = (None, None),
+    inputs: tuple[Any, ...] = (),
+    jacobian: Jacobian = "full",
     tol: float | None = None,
     max_steps: int = 200,
     callback: Callable[[VarProStep], object] | None = None,
 ) -> VarProResult:
-    r"""Fit a model that is linear in some of its parameters: ``y = basis(alpha) @ linear``.
+    r"""ReadoutFit a model that is linear in some of its parameters: ``y = basis(alpha) @ linear``.
 
     .. math::
 
@@ -109,19 +111,19 @@ def varpro(
         doi 10.1007/s10589-012-9492-9.
     """
     if jacobian not in ("full", "kaufman"):
-        fail(data.NAME, "jacobian must be 'full' or 'kaufman'", f"{jacobian!r}", "Use 'full'.")
+        fail(arguments.NAME, "jacobian must be 'full' or 'kaufman'", f"{jacobian!r}", "Use 'full'.")
     if max_steps < 0 or (tol is not None and not tol > 0):
-        fail(data.NAME, "max_steps must be >= 0 and tol > 0", f"{max_steps} and {tol}", "Leave them out.")
-    separable = Basis(basis, alpha, inputs, data.working_dtype(basis, alpha, y))
-    problem = Problem(separable, y, weights, full=jacobian == "full")
-    lower, upper = data.box(bounds, separable)
+        fail(arguments.NAME, "max_steps must be >= 0 and tol > 0", f"{max_steps} and {tol}", "Leave them out.")
+    separable = Basis(basis, alpha, inputs, arguments.working_dtype(basis, alpha, y))
+    problem = SeparableProblem(separable, y, weights, full=jacobian == "full")
+    lower, upper = arguments.box(bounds, separable)
     start = problem.start(l2)
     precision = dtypes.eps(problem.dtype)
 
     def report(step: Step) -> object:
         return callback(VarProStep(*step[:-1], separable.tree(step.point.x))) if callback else None
 
-    search = Search(
+    search = TrustRegionSearch(
         problem,
         lambda point: problem.derivatives(point).jacobian,
         lower,

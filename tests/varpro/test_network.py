@@ -11,7 +11,7 @@ from pinvnn.nn import LeastSquaresReadout
 from pinvnn.streaming import ReadoutStatistics
 from pinvnn.varpro import SeparableGaussNewton
 from pinvnn.varpro._basis import Basis, arrays, to_numpy
-from pinvnn.varpro._quadratic import Batch, Quadratic, conjugate_gradients
+from pinvnn.varpro._network_loss import Batch, NetworkLoss, conjugate_gradients
 from tests.test_streams import DefaultGpu
 
 M, DIMS, N, K, L2 = 20, 2, 5, 3, 0.1
@@ -71,7 +71,7 @@ def quadratic(bias=True, weighted=False, memory=False):
         objective = (all_w[:, None] * (all_y - all_h @ v) ** 2).sum() + (float64(l2) * v**2).sum()
         return objective.item() / (M * K)
 
-    return Quadratic(basis, theta, batch, batch.fit(basis(theta))), loss
+    return NetworkLoss(basis, theta, batch, batch.fit(basis(theta))), loss
 
 
 SETTINGS = [dict(bias=b, weighted=w, memory=m) for b, w, m in [(1, 0, 0), (0, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1)]]
@@ -114,7 +114,7 @@ def test_gauss_newton_is_the_hessian_where_the_residual_is_zero():
     basis = Basis(features, None, (x,), mx.float64)
     empty = ReadoutStatistics(N, K).moments
     batch = Batch(to_numpy(y), np.ones((M, 1)), empty, 1e-12, True)
-    model = Quadratic(basis, basis.start, batch, batch.fit(basis(basis.start)))
+    model = NetworkLoss(basis, basis.start, batch, batch.fit(basis(basis.start)))
     u = np.random.default_rng(6).standard_normal(basis.start.size)
     h = 1e-3
     losses = [batch.fit(basis(basis.start + s * h * u)).loss for s in (-1, 0, 1)]

@@ -15,7 +15,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Model:
+class QuadraticModel:
     """The model around one point: ``r`` (min(M, p), p), ``qtf`` = Q^T f, ``s`` (p, p) or None for Gauss-Newton."""
 
     r: np.ndarray

@@ -25,7 +25,7 @@ from .._factor import cutoff, keep
 
 
 @dataclass(frozen=True)
-class Factor:
+class RangeFactor:
     """A^+ = Z Q^T: ``q`` (M, r) orthonormal, ``z`` (n, r); ``columns`` are the right-hand sides that A serves."""
 
     q: np.ndarray
@@ -39,7 +39,7 @@ class Projection:
 
     linear: np.ndarray
     residual: np.ndarray
-    factors: list[Factor]
+    factors: list[RangeFactor]
 
     @property
     def rank(self) -> int:
@@ -47,7 +47,7 @@ class Projection:
         return min(factor.q.shape[1] for factor in self.factors)
 
 
-def factor(a: np.ndarray, dtype: mx.Dtype, columns: np.ndarray) -> Factor:
+def range_factor(a: np.ndarray, dtype: mx.Dtype, columns: np.ndarray) -> RangeFactor:
     """Orthonormal basis of the range of ``a`` (M, n), by QR; singular values are dropped as :func:`pinvnn.lstsq` drops
     them.
 
@@ -57,8 +57,8 @@ def factor(a: np.ndarray, dtype: mx.Dtype, columns: np.ndarray) -> Factor:
     u, s, vt = np.linalg.svd(r, full_matrices=False)
     kept = keep(s, cutoff(s[0], a.shape, dtype))
     if kept.all() and r.shape[0] == r.shape[1]:
-        return Factor(q, np.linalg.solve(r, np.eye(len(r))), columns)
-    return Factor(q @ u[:, kept], vt[kept].T / s[kept], columns)
+        return RangeFactor(q, np.linalg.solve(r, np.eye(len(r))), columns)
+    return RangeFactor(q @ u[:, kept], vt[kept].T / s[kept], columns)
 
 
 def project(phi: np.ndarray, b: np.ndarray, penalty: np.ndarray | None, dtype: mx.Dtype) -> Projection:
@@ -72,12 +72,12 @@ def project(phi: np.ndarray, b: np.ndarray, penalty: np.ndarray | None, dtype: m
     """
     n, k = phi.shape[1], b.shape[1]
     if penalty is None:
-        factors = [factor(phi, dtype, np.arange(k))]
+        factors = [range_factor(phi, dtype, np.arange(k))]
     else:
         # Right-hand sides with the same penalty share a factor.
         different, group = np.unique(penalty.T, axis=0, return_inverse=True)
         factors = [
-            factor(np.vstack([phi, np.diag(root)]), dtype, np.flatnonzero(group.ravel() == g))
+            range_factor(np.vstack([phi, np.diag(root)]), dtype, np.flatnonzero(group.ravel() == g))
             for g, root in enumerate(different)
         ]
         b = np.vstack([b, np.zeros((n, k))])

@@ -1,9 +1,9 @@
 """Levenberg and Marquardt's method in a scaled trust region, with bounds and a secant term.
 
-Minimises F(x) = ||f(x)||^2 / 2 for lower <= x <= upper. A step minimises a quadratic model (`_model.py`) over the ball
-||D p|| <= radius and the box; D holds the largest column norms of J so far, so that the path does not depend on the
-units of x (Moré 1978, doi 10.1007/BFb0067700). A step is judged by the decrease that it brings over the one foretold; a
-trial point where f is not finite brings none, and the ball shrinks.
+Minimises F(x) = ||f(x)||^2 / 2 for lower <= x <= upper. A step minimises a quadratic model (`_quadratic_model.py`) over
+the ball ||D p|| <= radius and the box; D holds the largest column norms of J so far, so that the path does not depend
+on the units of x (Moré 1978, doi 10.1007/BFb0067700). A step is accepted by the ratio of the actual to the predicted
+reduction; a trial point where f is not finite is refused, and the ball shrinks.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ._model import Model
+from ._quadratic_model import QuadraticModel
 
 
 class Point(Protocol):
@@ -62,7 +62,7 @@ REASONS = {
     "flat": (False, "the residual does not depend on alpha here; start elsewhere"),
     "derivative": (False, "the derivative of the basis is not finite here"),
     "not finite": (False, "the basis is not finite at any trial point near the last one"),
-    "stalled": (False, "no step brings the decrease that the derivative foretells; is the basis smooth?"),
+    "stalled": (False, "no step brings the decrease that the derivative predicts; is the basis smooth?"),
     "max_steps": (False, "the steps ran out"),
     "stopped": (False, "the callback asked for it"),
 }
@@ -73,7 +73,7 @@ SECANT_LIMIT = 300
 """Parameters up to which the second-order term, one eigendecomposition for each step, is worth its time."""
 
 
-class Search:
+class TrustRegionSearch:
     """One minimisation.
 
     Args:
@@ -108,22 +108,22 @@ class Search:
     def run(self, start: Point, max_steps: int, callback: Callable[[Step], object] | None = None) -> Outcome:
         """Minimise from ``start``, where f is finite, in at most ``max_steps`` trial steps; a true callback ends it."""
         self.point = start
-        word = self._linearise(None)
+        ending = self._linearise(None)
         steps = 0
-        while not word and steps < max_steps:
+        while not ending and steps < max_steps:
             steps += 1
             before = self.point
-            step, word = self._step(steps)
+            step, ending = self._step(steps)
             if callback is not None and callback(step):
-                word = word or "stopped"
-            if step.accepted and not word:
-                word = self._linearise(before)
-        word = word or "max_steps"
-        converged, meaning = REASONS[word]
-        return Outcome(self.point, steps, converged, f"{word}: {meaning}")
+                ending = ending or "stopped"
+            if step.accepted and not ending:
+                ending = self._linearise(before)
+        ending = ending or "max_steps"
+        converged, meaning = REASONS[ending]
+        return Outcome(self.point, steps, converged, f"{ending}: {meaning}")
 
     def _linearise(self, before: Any) -> str:
-        """New models at the current point; a word of REASONS if it is the last."""
+        """New models at the current point; a key of REASONS if the search ends there."""
         x, f = self.point.x, self.point.f
         self.objective = float(f @ f)
         self.norm = self.objective**0.5
@@ -140,7 +140,7 @@ class Search:
             self._update_secant(x - before.x, g, g - self.gradient, self.j.T @ f)
         self.j, self.gradient, self.d = j, g, np.maximum(self.d, columns)
         self.weight = np.where(self.d > 0, self.d, 1.0)
-        self.gauss_newton = Model(r / self.weight, qtf)
+        self.gauss_newton = QuadraticModel(r / self.weight, qtf)
         self.free = (self.lower < self.upper) & ~((x <= self.lower) & (g >= 0)) & ~((x >= self.upper) & (g <= 0))
         if not np.isfinite(self.radius):
             self.radius = float(np.linalg.norm(self.weight * x)) or float(np.linalg.norm(self.weight))
@@ -164,11 +164,11 @@ class Search:
         self.s = s + twice + twice.T - float(miss @ step) * np.outer(change, change) / curvature**2
 
     def _step(self, number: int) -> tuple[Step, str]:
-        """One trial step from the current point, and a word of REASONS if it is the last."""
+        """One trial step from the current point, and a key of REASONS if the search ends with it."""
         x, weight = self.point.x, self.weight
         model, other = self.gauss_newton, None
         if self.s is not None:
-            other = Model(model.r, model.qtf, self.s / np.outer(weight, weight))
+            other = QuadraticModel(model.r, model.qtf, self.s / np.outer(weight, weight))
             if self.secant and other.is_convex(self.free):
                 model, other = other, model
         # Below `noise` the objective cannot tell two points apart. The steps still can, as long as they shrink.
@@ -176,22 +176,22 @@ class Search:
         box = (self.lower - x) * weight, (self.upper - x) * weight
         move, limited = model.minimum(*box, self.free, np.inf)
         reach = max(model.decrease(move), 0.5 * self.slope**2)  # The latter by one variable alone.
-        blind = reach <= noise
-        if not blind:
+        below_noise = reach <= noise
+        if not below_noise:
             move, limited = model.minimum(*box, self.free, self.radius)
         target = np.where(move <= box[0], self.lower, np.where(move >= box[1], self.upper, x + move / weight))
         trial = self.evaluate(np.clip(target, self.lower, self.upper))
         move = (trial.x - x) * weight
         length, size = float(np.linalg.norm(move)), float(np.linalg.norm(weight * x))
 
-        foretold = model.decrease(move)
+        predicted = model.decrease(move)
         finite = bool(np.isfinite(trial.f).all())
         objective = float(trial.f @ trial.f) if finite else np.inf
         decrease = 0.5 * (self.objective - objective)
-        if blind:
+        if below_noise:
             accepted = decrease >= -noise and length < self.previous
         else:
-            ratio = decrease / foretold if foretold > 0 else -np.inf
+            ratio = decrease / predicted if predicted > 0 else -np.inf
             accepted = ratio > 1e-4
             self._resize(ratio, length, finite)
             if other is not None:
@@ -203,9 +203,9 @@ class Search:
         best = objective if accepted else self.objective
         step = Step(number, best, objective, accepted, length / (size or 1.0), self.point)
 
-        if not limited and (accepted or blind) and length <= self.tol * size:
+        if not limited and (accepted or below_noise) and length <= self.tol * size:
             return step, "step"
-        hidden = blind or (max(foretold, abs(decrease)) <= noise and reach <= 1e4 * noise)
+        hidden = below_noise or (max(predicted, abs(decrease)) <= noise and reach <= 1e4 * noise)
         if not accepted and hidden:
             return step, "rounding"
         if not accepted and self.radius <= self.eps * size:
@@ -213,7 +213,7 @@ class Search:
         return step, ""
 
     def _resize(self, ratio: float, length: float, finite: bool) -> None:
-        """The next radius, from the ratio of the real decrease to the one foretold."""
+        """The next radius, from the ratio of the actual to the predicted reduction."""
         if ratio > 0.75:
             self.radius = max(self.radius, 2 * length)
         elif not ratio > 0.25:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, minimize
 
-from pinvnn.varpro._model import Model, in_ball
-from pinvnn.varpro._solver import REASONS, Search
+from pinvnn.varpro._quadratic_model import QuadraticModel, in_ball
+from pinvnn.varpro._trust_region import REASONS, TrustRegionSearch
 
 FREE = (-np.inf, np.inf)
 
@@ -36,7 +36,7 @@ class Problem:
         x = np.asarray(x, float)
         ends = np.broadcast_to(lower, x.shape).astype(float), np.broadcast_to(upper, x.shape).astype(float)
         settings = dict(scale=1.0, eps=2.0**-52, tol=tol) | options
-        return Search(self, self.jacobian, *ends, **settings).run(self(x), max_steps, callback)
+        return TrustRegionSearch(self, self.jacobian, *ends, **settings).run(self(x), max_steps, callback)
 
 
 def rosenbrock():
@@ -63,7 +63,7 @@ def large_residual():
 def test_the_step_in_a_ball_minimises_the_model(radius):
     rng = np.random.default_rng(0)
     r, qtf = rng.standard_normal((3, 3)), rng.standard_normal(3)
-    step, limited = Model(r, qtf).minimum(np.full(3, -np.inf), np.full(3, np.inf), np.ones(3, bool), radius)
+    step, limited = QuadraticModel(r, qtf).minimum(np.full(3, -np.inf), np.full(3, np.inf), np.ones(3, bool), radius)
     newton = -np.linalg.solve(r, qtf)
     assert limited == (np.linalg.norm(newton) > radius)
     assert np.linalg.norm(step) <= radius * (1 + 1e-12)
@@ -85,28 +85,30 @@ def test_a_step_in_a_ball_lies_on_its_edge_to_a_thousandth():
 
 
 @pytest.mark.parametrize("second", [None, np.array([[2.0, 0.3], [0.3, 1.0]])], ids=["gauss-newton", "second order"])
-def test_the_decrease_foretold_is_that_of_the_model(second):
+def test_the_predicted_reduction_is_that_of_the_model(second):
     rng = np.random.default_rng(1)
     r, qtf, step = rng.standard_normal((2, 2)), rng.standard_normal(2), rng.standard_normal(2)
     extra = 0 if second is None else step @ second @ step
     expected = 0.5 * (qtf @ qtf - np.sum((r @ step + qtf) ** 2) - extra)
-    np.testing.assert_allclose(Model(r, qtf, second).decrease(step), expected, rtol=1e-12)
+    np.testing.assert_allclose(QuadraticModel(r, qtf, second).decrease(step), expected, rtol=1e-12)
 
 
 def test_a_deficient_model_takes_the_shortest_step():
     r = np.array([[1.0, 1.0], [0.0, 0.0]])
-    step, _ = Model(r, np.array([2.0, 0.0])).minimum(np.full(2, -np.inf), np.full(2, np.inf), np.ones(2, bool), 10.0)
+    step, _ = QuadraticModel(r, np.array([2.0, 0.0])).minimum(
+        np.full(2, -np.inf), np.full(2, np.inf), np.ones(2, bool), 10.0
+    )
     np.testing.assert_allclose(step, [-1, -1], rtol=1e-12)
 
 
 def test_bounds_hold_some_variables_and_free_the_others():
     r, qtf = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([-3.0, -1.0])
-    step, limited = Model(r, qtf).minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
+    step, limited = QuadraticModel(r, qtf).minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
     # With the first at 0.5 the rest is min (y - 2.5)^2 + (y - 1)^2.
     np.testing.assert_allclose(step, [0.5, 1.75], rtol=1e-12)
     assert limited
     # A second-order term x y adds 0.5 y to that.
-    second = Model(r, qtf, np.array([[0.0, 1.0], [1.0, 0.0]]))
+    second = QuadraticModel(r, qtf, np.array([[0.0, 1.0], [1.0, 0.0]]))
     step, _ = second.minimum(np.full(2, -9.0), np.array([0.5, 9.0]), np.ones(2, bool), np.inf)
     np.testing.assert_allclose(step, [0.5, 1.5], rtol=1e-12)
 
@@ -130,7 +132,7 @@ def test_the_path_does_not_depend_on_units():
 
 def test_the_secant_term_makes_the_end_superlinear(monkeypatch):
     fast = large_residual().search([15.0, -2.0], scale=40.0)
-    monkeypatch.setattr("pinvnn.varpro._solver.SECANT_LIMIT", 0)
+    monkeypatch.setattr("pinvnn.varpro._trust_region.SECANT_LIMIT", 0)
     slow = large_residual().search([15.0, -2.0], scale=40.0)
     assert fast.converged, fast.reason
     for found in (fast, slow):
@@ -201,37 +203,37 @@ def test_points_that_are_not_finite_shrink_the_step():
     assert refused and not any(step.accepted for step in refused)
 
 
-def ended_by(word):
+def ended_by(keyword):
     """A search that ends for the reason."""
     away = [3.0, 4.0]
-    if word == "step":
+    if keyword == "step":
         return large_residual().search([15.0, -2.0], tol=1e-6)
-    if word == "gradient":
+    if keyword == "gradient":
         return Problem(lambda x: [x[0] - 1, 1.0], lambda x: [[1], [0]]).search([5.0])
-    if word == "exact":
+    if keyword == "exact":
         return line(np.zeros(2)).search(away)
-    if word == "rounding":  # f cannot be told from a constant, and its derivative is not zero.
+    if keyword == "rounding":  # f cannot be told from a constant, and its derivative is not zero.
         return Problem(lambda x: [1.0, 1e-9], lambda x: [[0.0], [1e-9]]).search([1.0], tol=1e-300)
-    if word == "bounds":
+    if keyword == "bounds":
         return line(np.array([9.0, 9.0])).search([1.0, 1.0], 0.0, 1.0)
-    if word == "flat":
+    if keyword == "flat":
         return Problem(lambda x: [1.0], lambda x: [[0.0, 0.0]]).search(away)
-    if word == "derivative":
+    if keyword == "derivative":
         return Problem(lambda x: [1.0], lambda x: [[np.nan]]).search([1.0])
-    if word == "not finite":
+    if keyword == "not finite":
         return Problem(lambda x: [1.0 if x[0] == 1 else np.nan], lambda x: [[1.0]]).search([1.0])
-    if word == "stalled":  # A derivative of the wrong sign.
+    if keyword == "stalled":  # A derivative of the wrong sign.
         return Problem(lambda x: [x[0]], lambda x: [[-1.0]]).search([1.0])
-    if word == "max_steps":
+    if keyword == "max_steps":
         return rosenbrock().search([-1.2, 1.0], max_steps=3)
     return rosenbrock().search([-1.2, 1.0], callback=lambda step: step.step == 3)
 
 
-@pytest.mark.parametrize("word", REASONS)
-def test_every_search_ends_with_its_reason(word):
-    found = ended_by(word)
-    assert found.reason.startswith(f"{word}: ")
-    assert found.converged == REASONS[word][0]
+@pytest.mark.parametrize("keyword", REASONS)
+def test_every_search_ends_with_its_reason(keyword):
+    found = ended_by(keyword)
+    assert found.reason.startswith(f"{keyword}: ")
+    assert found.converged == REASONS[keyword][0]
     assert np.isfinite(found.point.f).all()
 
 

@@ -8,7 +8,7 @@ import pinvnn
 from pinvnn.testing import gradcheck
 from pinvnn.varpro import exp, sin
 from pinvnn.varpro._basis import Basis, to_numpy
-from pinvnn.varpro._residual import differentiate, project
+from pinvnn.varpro._projection import differentiate, project
 
 M, N, P = 12, 3, 4
 

@@ -15,6 +15,7 @@ A product with B takes one forward and one reverse product of the network and tw
 never formed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,7 +36,7 @@ class Batch:
     l2: float
     bias: bool
 
-    def fit(self, h: mx.array) -> "Fit":
+    def fit(self, h: mx.array) -> "ReadoutFit":
         """Solve for the output on the features ``h`` (m, n) of the rows and on those in memory."""
         values = to_numpy(h)
         wide = [to_mlx(part, mx.float64) for part in (values, self.y, self.root[:, 0] ** 2)]
@@ -45,7 +46,7 @@ class Batch:
         b = np.zeros(v.shape[1]) if bias is None else to_numpy(bias)
         residual = self.y - values @ v - b
         loss = np.sum((self.root * residual) ** 2) + self.l2 * np.sum(v**2) + self._memory_loss(v, b)
-        return Fit(values, v, b, residual, float(loss) / residual.size, [to_numpy(part) for part in total])
+        return ReadoutFit(values, v, b, residual, float(loss) / residual.size, [to_numpy(part) for part in total])
 
     def _memory_loss(self, v: np.ndarray, b: np.ndarray) -> float:
         count, x_mean, y_mean, xx, xy, yy = (to_numpy(part) for part in self.memory)
@@ -54,7 +55,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ReadoutFit:
     """Features ``h`` (m, n) and the output solved for: ``v`` (n, k), ``b`` (k,), ``residual`` (m, k), loss, moments."""
 
     h: np.ndarray
@@ -66,13 +67,13 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class NetworkLoss:
     """The loss around ``theta`` (p,) to second order: its ``gradient``, and products with B."""
 
     basis: Basis
     theta: np.ndarray
     batch: Batch
-    fit: Fit
+    fit: ReadoutFit
 
     @cached_property
     def gradient(self) -> np.ndarray:
@@ -103,8 +104,13 @@ class Quadratic:
         return self.basis.pull(self.theta, (2 / z.size) * (self.batch.root * z) @ self.fit.v.T)
 
 
-def conjugate_gradients(product, g, damping: float, tol: float, steps: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Solve (B + damping) p = -g from p = 0: p, the residual -g - (B + damping) p, and the number of products."""
+def conjugate_gradients(
+    product: Callable[[np.ndarray], np.ndarray], g: np.ndarray, damping: float, tol: float, steps: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Solve (B + damping) p = -g from p = 0: p, the residual -g - (B + damping) p, and the number of products.
+
+    ``product`` is u -> B u for vectors (p,), ``g`` the gradient (p,), ``tol`` relative to its norm.
+    """
     p, r = np.zeros_like(g), -g
     d, square = r, float(g @ g)
     stop = tol**2 * square
