@@ -9,6 +9,7 @@
 #
 #   PYTHON=python3.13   the interpreter that creates .venv
 #   DEVICE=gpu          tests and demo on the default GPU (on Linux: MLX's CUDA backend, in .venv-cuda)
+#   DEVICE=emulated     tests with an emulated GPU: no float64, no linear algebra, matrix products in TF32
 #   JOBS=2              test processes
 
 PYTHON ?= python3

@@ -1,18 +1,8 @@
 """Nothing in float64 lands on a default GPU: watched from Python, as in tests/test_streams.py."""
 
-import mlx.core as mx
 import pytest
 
 from pinvnn.heads import Head, atlas
-from tests.test_streams import DefaultGpu
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    mx.disable_compile()
-    with monkeypatch.context() as patches:
-        yield DefaultGpu(patches)
-    mx.enable_compile()
 
 
 @pytest.mark.parametrize(("folder", "l2"), [("topics", [0.5, 1.0, 2.0]), ("lengths", [0.0, 1.0])])

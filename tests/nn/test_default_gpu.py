@@ -4,17 +4,9 @@ import mlx.core as mx
 import pytest
 
 from pinvnn.nn import LeastSquaresReadout, PseudoInverse, RidgeClassifier
-from tests.test_streams import DefaultGpu, placed
+from tests.test_streams import placed
 
 M, N, K = 9, 3, 2
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    mx.disable_compile()
-    with monkeypatch.context() as patches:
-        yield DefaultGpu(patches)
-    mx.enable_compile()
 
 
 def arrays(dtype):

@@ -8,15 +8,6 @@ import pytest
 from pinvnn.streaming import ReadoutStatistics, RecursiveLeastSquares, gcv_moments, moments, reduce_moments
 from pinvnn.streaming import solve_moments as solve
 from tests.streaming.reference import rows
-from tests.test_streams import DefaultGpu
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    mx.disable_compile()
-    with monkeypatch.context() as patches:
-        yield DefaultGpu(patches)
-    mx.enable_compile()
 
 
 def score(x, y, w, l2):
