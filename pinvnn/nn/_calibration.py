@@ -1,4 +1,4 @@
-"""Scores to probabilities: a scale and a shift for each class."""
+"""Calibration: scores become logits by a common scale and a shift of each class."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ import numpy as np
 def calibrate(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
     r"""The scale s and shift b that minimize the weighted cross-entropy of ``softmax(s * scores + b)``.
 
-    The targets are smoothed as if each class had been seen once more among the others, :math:`1 - 1 / (n_c + 2)` for
-    the right class (Platt 1999), so that scores that separate the classes perfectly have a finite scale. The problem is
-    convex, and Newton's method with a line search solves it.
+    The target of a row of class c, of which there are :math:`n_c`, is the probability :math:`1 - 1 / (n_c + 2)` instead
+    of 1, and the rest is shared by the other classes (Platt 1999): the scale is then finite, even if the scores
+    separate the classes perfectly. The problem is convex; it is solved by Newton's method with a line search.
 
     Args:
         scores: ``(m, c)``.
-        labels: ``(m,)`` integers.
+        labels: ``(m,)``, integers from 0 to c - 1.
         weights: ``(m,)``, non-negative and not all zero.
 
     Returns:
-        The scale, and the shift ``(c,)``, which sums to 0.
+        The scale, and the shift ``(c,)``, whose sum is 0.
 
     References:
         J. C. Platt, Probabilistic outputs for support vector machines, Advances in Large Margin Classifiers, MIT 1999.
@@ -28,7 +28,7 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tu
     point = np.concatenate([[1.0], np.zeros(classes)])
     value, slope, curvature = _cross_entropy(point, scores, targets, weights)
     for _ in range(100):
-        # A common shift of all classes changes nothing: the Hessian is singular, the step the shortest.
+        # A shift that all classes share changes nothing, so the Hessian is singular: take the shortest step.
         step = -np.linalg.lstsq(curvature, slope, rcond=1e-12)[0]
         gain, length = -slope @ step, 1.0
         if gain <= 1e-12 * abs(value):

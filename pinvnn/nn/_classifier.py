@@ -1,29 +1,30 @@
 """Ridge regression on labels, with calibrated probabilities."""
 
-from typing import Any
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._types import ArrayLike, Penalty
 from ._calibration import calibrate
 from ._readout import LeastSquaresReadout, all_true
 
 
 class RidgeClassifier(LeastSquaresReadout):
-    r"""A classifier in closed form: ridge regression on targets of :math:`\pm 1`, and a scale and shift to logits.
+    r"""A classifier in closed form: ridge regression on targets of :math:`\pm 1`, scaled and shifted to logits.
 
     .. math::
         \mathrm{logits}(x) = s\,(W x + c) + b
 
-    :meth:`fit` sets :math:`s` (``scale``) and :math:`b` (``shift``, one per class) so that the cross-entropy of the
-    leave-one-out predictions is least: probabilities are calibrated on rows that the fit has not seen, without a split.
-    Both are trainable parameters, as in R2-D2; ``weight`` and ``bias`` are not (see :class:`LeastSquaresReadout`, from
-    which every method comes: ``y`` are labels here).
+    :meth:`fit` sets :math:`s` (``scale``) and :math:`b` (``shift``, one per class) to the minimizer of the
+    cross-entropy of the leave-one-out predictions: probabilities are calibrated on rows that the fit has not seen, and
+    no validation split is needed. Both are trainable parameters, as in R2-D2; ``weight`` and ``bias`` are not. All
+    methods are those of :class:`LeastSquaresReadout`, with labels for ``y``.
 
-    For N-way K-shot episodes, ``adapt(x, labels, x_query)`` gives logits in one differentiable step; episodes are batch
-    dimensions, or use :func:`mlx.core.vmap`. :meth:`loo_loss` is the cross-entropy of leave-one-out logits.
+    For N-way K-shot episodes, ``adapt(x, labels, x_query)`` gives logits in one differentiable step. Several episodes
+    are batch dimensions, or :func:`mlx.core.vmap`. :meth:`loo_loss` is the cross-entropy of the leave-one-out logits.
 
     Args:
         input_dims (int): Number of input features n.
@@ -31,8 +32,12 @@ class RidgeClassifier(LeastSquaresReadout):
         l2 (float or array, optional): Penalty, as in :class:`LeastSquaresReadout`. Default: ``1.0``.
         bias (bool, optional): Whether there is an intercept. Default: ``True``.
         learn_l2 (bool, optional): Make ``l2`` a trainable parameter. Default: ``False``.
-        class_weights (array or str, optional): Weights ``(c,)`` of the rows of each class, or ``"balanced"`` for
-            weights that give all classes the same sum, m / c. Default: ``None``.
+        class_weights (array or str, optional): Weights ``(c,)`` by which the rows of each class are multiplied, or
+            ``"balanced"``, which gives the rows of every class the total weight m / c. Default: ``None``.
+
+    Attributes:
+        scale (array): Scale of the logits, ``()``; trainable.
+        shift (array): Shift of the logits, ``(c,)``; trainable.
 
     Shape:
         - x: ``(..., m, n)``.
@@ -40,8 +45,8 @@ class RidgeClassifier(LeastSquaresReadout):
         - weights: ``(..., m)``, non-negative; multiplied by those of the classes.
 
     Raises:
-        ValueError: as :class:`LeastSquaresReadout`, and for class weights that do not fit.
-        TypeError: for labels that are no integers.
+        ValueError: As :class:`LeastSquaresReadout`, or if class weights are negative or of another shape.
+        TypeError: If labels are not integers.
 
     Examples:
         >>> import mlx.core as mx
@@ -56,14 +61,17 @@ class RidgeClassifier(LeastSquaresReadout):
         solvers, ICLR 2019, arXiv 1805.08136.
     """
 
+    scale: mx.array
+    shift: mx.array
+
     def __init__(
         self,
         input_dims: int,
         num_classes: int,
-        l2: Any = 1.0,
+        l2: Penalty = 1.0,
         bias: bool = True,
         learn_l2: bool = False,
-        class_weights: Any = None,
+        class_weights: ArrayLike | Literal["balanced"] | None = None,
     ):
         super().__init__(input_dims, num_classes, l2, bias, learn_l2)
         self.scale = mx.array(1.0)
@@ -88,7 +96,7 @@ class RidgeClassifier(LeastSquaresReadout):
         return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
 
     def _rows(self, method, x, y, weights):
-        """Labels become targets, class weights weights."""
+        """Rows for the base class: targets of +-1 for labels, and weights multiplied by those of the classes."""
         name = f"{type(self).__name__}.{method}"
         labels = checks.array(name, "labels", y, 1)
         if mx.issubdtype(labels.dtype, mx.inexact):
@@ -102,7 +110,8 @@ class RidgeClassifier(LeastSquaresReadout):
         x, targets, weights, _ = super()._rows(method, x, targets, weights)
         return x, targets, self._weighed(hot, weights, dtypes.working(x)), False
 
-    def _weighed(self, hot, weights, dtype):
+    def _weighed(self, hot: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
+        """``weights`` (..., m) times the class weights of the rows, whose one-hot labels are ``hot`` (..., m, c)."""
         if self._class_weights is None:
             return weights
         with large(dtype):
@@ -116,31 +125,40 @@ class RidgeClassifier(LeastSquaresReadout):
             of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
             return of_row if weights is None else of_row * weights
 
-    def _logits(self, scores):
+    def _logits(self, scores: mx.array) -> mx.array:
+        """Scale and shift applied to ``scores`` (..., c)."""
         with large(scores.dtype):
             return astype(self.scale, scores.dtype) * scores + astype(self.shift, scores.dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Logits ``(..., c)`` for ``x`` (..., n) with the stored weights."""
+        """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights."""
         return self._logits(super().__call__(x))
 
     def predict_proba(self, x: mx.array) -> mx.array:
-        """Probabilities ``(..., c)``."""
+        """Probabilities of the classes ``(..., c)`` for ``x`` ``(..., n)``."""
         logits = self(x)
         with large(logits.dtype):
             return mx.softmax(logits, axis=-1)
 
     def predict(self, x: mx.array) -> mx.array:
-        """Labels ``(...)``."""
+        """Labels ``(...)``, uint32, of the largest logits for ``x`` ``(..., n)``."""
         logits = self(x)
         with large(logits.dtype):
             return mx.argmax(logits, axis=-1)
 
-    def fit(self, x, y, weights=None):
+    def fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "RidgeClassifier":
         """Solve for ``weight`` and ``bias``, calibrate ``scale`` and ``shift``, and return the classifier. Eager.
 
+        Args:
+            x: ``(m, n)``.
+            y: Labels ``(m,)``.
+            weights: ``(m,)`` or None.
+
+        Returns:
+            The classifier.
+
         Raises:
-            ValueError: As :meth:`LeastSquaresReadout.fit`, and for a label that is no class.
+            ValueError: As :meth:`LeastSquaresReadout.fit`, or if a label is not one of the classes.
         """
         labels = np.array(checks.array(f"{type(self).__name__}.fit", "labels", y, 1))
         classes = self._dims[1]
@@ -159,19 +177,30 @@ class RidgeClassifier(LeastSquaresReadout):
             self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)
         return self
 
-    def adapt(self, x, y, x_query, weights=None) -> mx.array:
-        """Logits ``(..., q, c)`` for ``x_query`` from a fit to ``(x, labels)``, differentiable and without state.
+    def adapt(self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
+        """Logits for ``x_query`` of a fit to ``(x, y)``, with the stored scale and shift. Differentiable, stateless.
 
-        ``scale`` and ``shift`` are those stored.
+        Args:
+            x: Support ``(..., m, n)``.
+            y: Its labels, ``(..., m)``.
+            x_query: ``(..., q, n)``.
+            weights: Weights of the support ``(..., m)``, or None.
+
+        Returns:
+            Logits ``(..., q, c)``.
         """
         return self._logits(super().adapt(x, y, x_query, weights))
 
-    def loo_predictions(self, x, y, weights=None, removed: str = "row") -> mx.array:
-        """Leave-one-out logits ``(..., m, c)``. See :meth:`LeastSquaresReadout.loo_predictions`."""
+    def loo_predictions(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Literal["row", "unit"] = "row"
+    ) -> mx.array:
+        """Leave-one-out logits ``(..., m, c)``. Arguments as in :meth:`LeastSquaresReadout.loo_predictions`."""
         return self._logits(super().loo_predictions(x, y, weights, removed))
 
-    def loo_loss(self, x, y, weights=None, removed: str = "row") -> mx.array:
-        """Weighted mean cross-entropy of :meth:`loo_predictions`, ``(...)``. Class weights count."""
+    def loo_loss(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Literal["row", "unit"] = "row"
+    ) -> mx.array:
+        """Mean cross-entropy of :meth:`loo_predictions` ``(...)``, weighted by ``weights`` and the class weights."""
         logits = self.loo_predictions(x, y, weights, removed)
         _, targets, weights, _ = self._rows("loo_loss", x, y, weights)
         with large(logits.dtype):
@@ -183,7 +212,7 @@ class RidgeClassifier(LeastSquaresReadout):
             return mx.sum(weights * loss, axis=-1) / mx.sum(weights, axis=-1)
 
     def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` that gives the logits."""
+        """An ``nn.Linear`` whose output are the logits."""
         linear = super().to_linear()
         linear.weight = self.scale * linear.weight
         linear.bias = self.scale * linear.bias + self.shift if "bias" in linear else self.shift

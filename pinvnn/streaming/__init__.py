@@ -1,4 +1,4 @@
-"""Linear readouts from data that is never held: rows come in pieces, leave again, or lie on many machines."""
+"""Linear readouts from streams of rows: rows are added in pieces, removed again, or spread over many machines."""
 
 from ._distributed import reduce_moments as reduce_moments
 from ._moments import Moments as Moments

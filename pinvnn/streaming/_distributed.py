@@ -1,4 +1,4 @@
-"""Moments over the ranks of `mx.distributed`: two small reductions, and gradients that see every rank's loss."""
+"""Moments summed over the ranks of `mx.distributed`, with the gradient of the sum of all ranks' losses."""
 
 import mlx.core as mx
 
@@ -9,22 +9,25 @@ Group = mx.distributed.Group
 
 
 def reduce_moments(m: Moments, group: Group | None = None) -> Moments:
-    r"""Moments of the rows of all ranks, the same on every rank; no rank needs to have rows.
+    r"""Moments of the rows of all ranks together, the same on every rank. Ranks may be without rows.
 
     With c any centre that the ranks share and d_r = m_r - c, sums over the ranks r give
 
         W = sum W_r,   m = c + s / W with s = sum W_r d_r,   S = sum (S_r + W_r d_r d_r^T) - s s^T / W.
 
-    This holds whatever c is; c is the overall mean up to rounding, so that nothing cancels. It may therefore be a
-    constant for the gradient, at every order, and one reduction carries all that is differentiated.
+    The result does not depend on c. Here c is the overall mean up to rounding, so that nothing cancels, and a constant
+    for differentiation, which is exact at every order. A first reduction computes c, a second one all sums.
 
-    Differentiable: if rank q has the loss L_q, every rank receives the gradient of sum_q L_q. For that the cotangents
-    are summed over the ranks too, so every rank must take the gradient, or none.
+    Differentiable: if rank q has the loss L_q, every rank receives the gradient of sum_q L_q. The cotangents are summed
+    over the ranks, so that either every rank takes the gradient, or none.
 
     Args:
         m: This rank's moments. All ranks need the same shapes, which is not checked here (see
             :meth:`ReadoutStatistics.all_reduce`).
-        group: The ranks, by default all of them.
+        group: The ranks. Default: all of them.
+
+    Returns:
+        The moments of all rows.
     """
     group = group or mx.distributed.init()
     with on_cpu():
@@ -73,10 +76,10 @@ def sum_over_ranks(x: mx.array, group: Group) -> mx.array:
 
 
 def agree(name: str, fields: dict[str, int], group: Group) -> None:
-    """Compare a few integers over the ranks: if they differ, all raise, and none waits for the others' data for ever.
+    """Compare integers over the ranks. If they differ, every rank raises, and none is left waiting for another.
 
     Raises:
-        ValueError: The ranks differ in one of ``fields``; on every rank.
+        ValueError: If the ranks differ in one of ``fields``.
     """
     for key, values in zip(fields, gather(list(fields.values()), group), strict=True):
         if len(set(values)) > 1:
@@ -85,7 +88,7 @@ def agree(name: str, fields: dict[str, int], group: Group) -> None:
 
 
 def gather(values: list[int], group: Group) -> list[list[int]]:
-    """For each of ``values`` the list of what the ranks have, in the order of the ranks."""
+    """For each of ``values`` the values of all ranks, in the order of the ranks."""
     with on_cpu():
         table: list = mx.distributed.all_gather(mx.array([values], mx.int32), group=group).tolist()  # type: ignore
     return [list(column) for column in zip(*table, strict=True)]

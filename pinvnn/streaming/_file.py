@@ -1,25 +1,29 @@
-"""Arrays in float64 on disk: safetensors, written at once or not at all, and read with suspicion."""
+"""Float64 arrays in safetensors files: written atomically, and checked when they are read."""
 
 import json
 import os
+import pathlib
 import struct
-from pathlib import Path
+from typing import TypeAlias
 from uuid import uuid4
 
 import mlx.core as mx
 
 from .._mlx import fail, on_cpu
 
+#: A path as ``open`` takes it.
+Path: TypeAlias = str | os.PathLike[str]
+
 FORMAT = "pinvnn.ReadoutStatistics"
 VERSION = "1"
 
 
-def write(path: str | os.PathLike, arrays: dict[str, mx.array], header: dict[str, str]) -> None:
-    """Write float64 ``arrays`` and ``header``. The file appears under its name only when all of it is on disk."""
+def write(path: Path, arrays: dict[str, mx.array], header: dict[str, str]) -> None:
+    """Write float64 ``arrays`` and ``header``. The file gets its name only once all of it is on disk."""
     with on_cpu():
         # MLX does not write float64: the same bits go as uint64.
         bits = {key: array.view(mx.uint64) for key, array in arrays.items()}
-    path = Path(path)
+    path = pathlib.Path(path)
     # In the same folder, since a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
@@ -33,23 +37,23 @@ def write(path: str | os.PathLike, arrays: dict[str, mx.array], header: dict[str
         raise
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, mx.array], dict[str, str]]:
+def read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """The arrays and the header that :func:`write` was given.
 
     Raises:
-        ValueError: The file is truncated, or no safetensors file, or of another format or version.
+        ValueError: If the file is truncated, not a safetensors file, or of another format or version.
     """
-    header = _header(Path(path))
+    header = _header(pathlib.Path(path))
     with on_cpu():
-        # Opened here, since MLX would tell the format from the suffix of a path. Evaluated before the file is closed.
+        # From a file object: given a path, MLX would take the format from its suffix. Evaluate before the file closes.
         with open(path, "rb") as file:
             arrays: dict[str, mx.array] = mx.load(file, format="safetensors")  # type: ignore[assignment]
             mx.eval(arrays)
         return {key: array.view(mx.float64) for key, array in arrays.items() if array.dtype == mx.uint64}, header
 
 
-def _header(path: Path) -> dict[str, str]:
-    """The metadata, once it is certain that the file is what it should be and as long as it says that it is."""
+def _header(path: pathlib.Path) -> dict[str, str]:
+    """The metadata of a safetensors file, after a check of its structure, length, format and version."""
     name, remedy = "ReadoutStatistics.load", "Pass a file that ReadoutStatistics.save has written."
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -9,9 +9,9 @@ variable), with d = m_b - m_a:
 
     W = W_a + W_b,    m = m_a + (W_b / W) d,    S = S_a + S_b + (W_a W_b / W) d d^T.
 
-Each sum is taken about a mean of its own, so that nothing cancels when the mean is large against the spread; raw sums
-of products lose all digits there. The formula is valid for negative weights as well: merging with -W_b, m_b, -S_b takes
-rows away. Without an intercept the "means" are zero and the same formulas add the raw sums.
+Each sum is taken about its own mean, so that nothing cancels if the mean is large against the spread; raw sums of
+products would lose all digits. The formula holds for negative weights, too: to merge -W_b, m_b, -S_b is to remove the
+rows b. Without an intercept the means are set to zero, and the same formulas add the raw sums.
 
 Everything is a plain differentiable function in float64 on the CPU, whatever the input and the default device: a GPU
 has no float64, and float32 products keep a readout only up to a condition number of about a thousand.
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx import on_cpu
+from .._types import ArrayLike
 from ._rows import check_rows
 
 # Numbers in a float64 row block: small enough to stay in cache, large enough that the merges cost nothing beside it.
@@ -32,15 +33,15 @@ BLOCK = 2**18
 
 
 class Moments(NamedTuple):
-    """Moments of weighted rows (x, y), all float64 on the CPU. ``n`` input features, ``k`` targets.
+    """Moments of weighted rows (x, y) with n input features and k targets: arrays in float64 on the CPU.
 
     Attributes:
         count: Sum of the weights, which is the number of rows if none were given, ``()``.
-        x_mean: Weighted mean of the inputs, ``(n,)``; zero where the moments are not centred.
+        x_mean: Weighted mean of the inputs, ``(n,)``; zeros without an intercept, whose moments are not centred.
         y_mean: Weighted mean of the targets, ``(k,)``; likewise.
         xx: Centred sum of products of inputs with inputs, ``(n, n)``.
         xy: Centred sum of products of inputs with targets, ``(n, k)``.
-        yy: Centred sum of squares of each target, ``(k,)``. Products between targets are never needed.
+        yy: Centred sum of squares of each target, ``(k,)``. No method needs products between targets.
     """
 
     count: mx.array
@@ -58,29 +59,32 @@ def empty_moments(input_dims: int, output_dims: int) -> Moments:
         return Moments(*(mx.zeros(shape, mx.float64) for shape in [(), (n,), (k,), (n, n), (n, k), (k,)]))
 
 
-def moments(x: mx.array, y: mx.array, weights: mx.array | None = None, *, bias: bool = True) -> Moments:
-    """Moments of a batch of rows, lazy and differentiable in all of it; for use inside ``mx.compile`` and ``mx.vmap``.
+def moments(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, bias: bool = True) -> Moments:
+    """Moments of a batch of rows: lazy, differentiable in every argument, usable in ``mx.compile`` and ``mx.vmap``.
 
-    The rows are turned into float64 block by block. (In a lazy graph MLX may convert many blocks before it multiplies
-    the first; :class:`ReadoutStatistics` evaluates each block as it goes and so never holds more than one.)
+    The rows are converted to float64 block by block. In a lazy graph MLX may convert many blocks before it multiplies
+    the first; :class:`ReadoutStatistics` evaluates block after block, and holds only one in float64 at a time.
 
     Args:
         x: Inputs, ``(..., n)``. All leading dimensions count as rows.
         y: Targets, ``(..., k)``, with the leading dimensions of ``x``.
-        weights: Non-negative weights of the rows, ``(...)``; a row of weight 2 counts as given twice. A negative weight
-            gives NaN.
+        weights: Non-negative weights of the rows, ``(...)``, or None. Weight 2 equals the row given twice; a negative
+            weight gives NaN.
         bias: Whether a readout from these moments has an intercept, that is, whether they are centred.
 
+    Returns:
+        The moments of all rows.
+
     Raises:
-        TypeError: An argument is no array, or complex.
-        ValueError: The shapes do not fit together.
+        TypeError: If an argument is not array-like, or complex.
+        ValueError: If the shapes do not fit together.
     """
     x, y, weights = check_rows("moments", x, y, weights)
     return reduce(merge_moments, block_moments(x, y, weights, bias))
 
 
 def block_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool) -> Iterator[Moments]:
-    """Moments of one row block after the other; merged, they are those of all rows."""
+    """Moments of each row block in turn. Merged, they are those of all rows."""
     n, k = x.shape[-1], y.shape[-1]
     step = max(BLOCK // max(n + k, 1), n, 1)  # never fewer rows than columns: merging costs as much as n rows
     m = prod(x.shape[:-1])
@@ -96,10 +100,11 @@ def block_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool
 
 
 def _one_row_of_weight_zero(x, y, w):
-    """Stands for no rows. Its moments are zero and depend on ``x`` like any others.
+    """``x``, ``y`` and ``w`` without rows, with one row of weight 0 appended.
 
-    On a rank without rows the gradient thus takes part in the reductions that the other ranks wait for. And MLX 0.32's
-    sum over no rows does not return if they are transposed, as they may be in a gradient.
+    Its moments are zero, but depend on ``x``: on a rank without rows the gradient then takes part in the reductions for
+    which the other ranks wait. Besides, MLX 0.32 may not return from a sum over no rows of a transposed array, which a
+    gradient may contain.
     """
     x, y = (mx.concatenate([z, mx.zeros((1, z.shape[1]), z.dtype)]) for z in (x, y))
     zero = mx.zeros((1,))
@@ -129,7 +134,15 @@ def _centre(x, w, count, bias):
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Moments of the rows of ``a`` and ``b`` together. Associative to rounding; differentiable."""
+    """Moments of the rows of ``a`` and ``b`` together: Chan, Golub and LeVeque's update. Differentiable.
+
+    Args:
+        a: Moments of some rows.
+        b: Moments of others, with as many features and targets.
+
+    Returns:
+        Moments of all of them. The order of merges changes rounding errors only.
+    """
     with on_cpu():
         count = a.count + b.count
         dx, dy = b.x_mean - a.x_mean, b.y_mean - a.y_mean
@@ -139,18 +152,18 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def plus_outer(xx, xy, yy, scale, dx, dy):
-    """Add ``scale`` times the products of the shifts (dx, dy) to centred sums: what moving the centre costs."""
+    """Centred sums plus ``scale`` times the products of the shifts (dx, dy), as a change of the centre demands."""
     sx = (scale * dx)[:, None]
     return xx + sx * dx, xy + sx * dy, yy + scale * dy * dy
 
 
 def or_one(count):
-    """``count``, or 1 where it is 0: the means of no rows are then 0 and not NaN, and so are their gradients."""
+    """``count``, or 1 if it is 0, as a divisor: means of no rows, and their gradients, are then 0 and not NaN."""
     return mx.where(count == 0, mx.ones_like(count), count)
 
 
 def negated(m: Moments) -> Moments:
-    """``m`` with all weights negated: merging it takes the rows of ``m`` away."""
+    """``m`` with all weights negated: to merge it is to remove the rows of ``m``."""
     return scaled(m, -1.0)
 
 
@@ -161,7 +174,7 @@ def scaled(m: Moments, factor: float) -> Moments:
 
 
 def finite(m: Moments) -> bool:
-    """Whether no part holds NaN or Inf. Evaluates ``m``; one value among the rows that is not finite is seen here."""
+    """Whether no part holds NaN or Inf. Evaluates ``m``. One NaN or Inf among the rows is enough for False."""
     with on_cpu():
         total = m.count
         for part in m[1:]:

@@ -6,35 +6,39 @@ import mlx.core as mx
 
 from .._lstsq import normal_lstsq
 from .._mlx import array, fail, on_cpu
+from .._types import ArrayLike
 from ._statistics import ReadoutStatistics
 
 
 class RecursiveLeastSquares:
-    r"""Ridge regression that follows a stream: after every row the exact optimum of a forgetting objective.
+    r"""Recursive least squares with exponential forgetting: the exact ridge solution after every row.
 
     After t rows, one by one or in batches, ``weight`` W and ``bias`` b minimize
 
     .. math::
         \sum_{i=1}^{t} \lambda^{t-i} |y_i - W x_i - b|^2 + \lambda^t \, l_2 |W|^2
 
-    with :math:`\lambda` the forgetting factor: the prior is forgotten like a row that came before the first. The
-    intercept has no prior. Where the prior has been forgotten and the rows leave a choice, the solution has minimum
-    norm, which is the limit of the objective.
+    with :math:`\lambda` the forgetting factor: the penalty decays like the weight of a row before the first. The
+    intercept is not penalised. Once the penalty has decayed to nothing and the rows do not determine all weights, the
+    solution is that of minimum norm, which is the limit of the minimizer.
 
-    Kept are the normal equations (the information form, centred and in float64; see :class:`ReadoutStatistics`), not
-    their inverse. The inverse, which textbooks update, drifts off by rounding and grows without bound in directions
-    that the rows stop visiting; sums do neither. An update costs :math:`O(n^2)` per row, and ``weight`` and ``bias``
-    are solved for, in :math:`O(n^3)`, when they are first read after an update.
+    The normal equations are stored (the information form, centred and in float64; see :class:`ReadoutStatistics`).
+    Textbooks update their inverse instead, which accumulates rounding errors and grows without bound in directions that
+    no new row has. An update costs :math:`O(n^2)` per row; ``weight`` and ``bias`` are solved for, in :math:`O(n^3)`,
+    when they are first read after an update.
 
     Args:
         input_dims: Number of input features n.
         output_dims: Number of targets k.
-        l2: Penalty at the start, a non-negative number.
-        forgetting: Factor :math:`0 < \lambda \le 1` by which the weight of all earlier rows shrinks with every row;
-            about :math:`1/(1-\lambda)` rows are remembered. Default 1, which forgets nothing.
+        l2: Penalty before the first row, a non-negative number.
+        forgetting: Factor :math:`0 < \lambda \le 1` by which each row multiplies the weights of all earlier ones, so
+            that about :math:`1/(1-\lambda)` rows count. Default 1: no forgetting.
+
+    Attributes:
+        forgetting: The forgetting factor.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
 
     Examples:
         >>> import mlx.core as mx
@@ -58,24 +62,24 @@ class RecursiveLeastSquares:
         if not 0 < forgetting <= 1:
             rule = "forgetting must be above 0 and at most 1"
             fail("RecursiveLeastSquares", rule, f"{forgetting}", "Pass 1 to forget nothing, 0.99 for some 100 rows.")
-        self.forgetting = float(forgetting)
+        self.forgetting: float = float(forgetting)
         self._prior = float(l2)
         self._statistics = ReadoutStatistics(input_dims, output_dims)
         self._readout: tuple[mx.array, mx.array] | None = None
 
-    def update(self, x, y) -> "RecursiveLeastSquares":
-        """Take in one row, or rows in the order in which they came.
+    def update(self, x: ArrayLike, y: ArrayLike) -> "RecursiveLeastSquares":
+        """Add one row, or several rows in the order of time.
 
         Args:
             x: ``(input_dims,)`` or ``(rows, input_dims)``.
             y: ``(output_dims,)`` or ``(rows, output_dims)``.
 
         Returns:
-            This object, with ``weight`` and ``bias`` as they are after the last row.
+            This object, with ``weight`` and ``bias`` after the last row.
 
         Raises:
-            TypeError: An argument is no array, or complex.
-            ValueError: Shapes do not fit, or a value is not finite. Everything is then as it was.
+            TypeError: If an argument is not array-like, or complex.
+            ValueError: If shapes do not fit, or a value is not finite. The object is left unchanged.
         """
         name = "RecursiveLeastSquares.update"
         x = array(name, "x", x, 1)
@@ -85,17 +89,17 @@ class RecursiveLeastSquares:
         forget = self.forgetting**rows
         weights = None
         if self.forgetting < 1 and x.ndim == 2:
-            with on_cpu():  # In float64: a thousand rows of weight 0.99**i span more than float32's digits.
+            with on_cpu():  # In float64, since 0.99**1000 is already below the precision of float32.
                 age = mx.arange(rows - 1, -1, -1, dtype=mx.float64)
                 weights = mx.power(mx.array(self.forgetting, mx.float64), age)
-        # On a copy, so that nothing has been forgotten if the new rows are refused.
+        # On a copy: if the new rows are refused, the old ones keep their weights.
         self._statistics = copy.copy(self._statistics).decay(forget).update(x, y, weights)
         self._prior *= forget
         self._readout = None
         return self
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Predict with the current readout: ``(..., input_dims)`` to ``(..., output_dims)``."""
+        """Predictions ``(..., output_dims)`` of the current readout for ``x`` ``(..., input_dims)``."""
         return x @ self.weight.T + self.bias
 
     @property
@@ -110,14 +114,14 @@ class RecursiveLeastSquares:
 
     @property
     def count(self) -> float:
-        """Sum of the weights that the rows have by now."""
+        """Sum of the current weights of all rows."""
         return self._statistics.count
 
-    def _solve(self):
+    def _solve(self) -> tuple[mx.array, mx.array]:
         if self._readout is None:
             m, dtype = self._statistics.moments, self._statistics.dtype
             with on_cpu():
-                # Truncated rather than inverted: where prior and rows are both forgotten the limit is the minimum norm.
+                # Truncated: where penalty and rows have both decayed, the minimizer tends to that of minimum norm.
                 gram = m.xx + self._prior * mx.eye(m.xx.shape[0], dtype=mx.float64)
                 weight = normal_lstsq(gram, m.xy).T
                 self._readout = weight.astype(dtype), (m.y_mean - weight @ m.x_mean).astype(dtype)

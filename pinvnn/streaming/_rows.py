@@ -1,14 +1,17 @@
-"""Rows (x, y) of weights w as arguments: shapes and dtypes, and in eager calls the values too."""
+"""Checks of rows (x, y) and their weights: shapes and dtypes, in eager calls values as well."""
 
 import mlx.core as mx
 
 from .._mlx import array, fail, on_cpu
+from .._types import ArrayLike
 
 Rows = tuple[mx.array, mx.array, mx.array | None]
 
 
-def check_rows(name: str, x, y, weights=None, dims: tuple[int, int] | None = None) -> Rows:
-    """``x``, ``y`` and ``weights`` as arrays, if they are rows that belong together (with features ``dims``)."""
+def check_rows(
+    name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, dims: tuple[int, int] | None = None
+) -> Rows:
+    """``x`` (..., n), ``y`` (..., k) and ``weights`` (...) as arrays whose shapes fit. ``dims`` is (n, k), if known."""
     x, y = _real(name, "x", x, 1), _real(name, "y", y, 1)
     hint = "A single target has a dimension of its own too: y[:, None]."
     if dims is not None and x.shape[-1] != dims[0]:
@@ -25,7 +28,7 @@ def check_rows(name: str, x, y, weights=None, dims: tuple[int, int] | None = Non
     return x, y, weights
 
 
-def _real(name, label, x, ndim) -> mx.array:
+def _real(name: str, label: str, x: ArrayLike, ndim: int) -> mx.array:
     x = array(name, label, x, ndim)
     if x.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass real and imaginary parts as features.", TypeError)
@@ -40,7 +43,7 @@ def check_weights(name: str, weights: mx.array) -> None:
 
 
 def refuse_values(name: str, x: mx.array, y: mx.array) -> None:
-    """Raise for rows whose moments are not finite, naming the first value at fault."""
+    """Raise for rows whose moments are not finite, and name the first value that is not."""
     with on_cpu():
         for label, rows in [("x", x), ("y", y)]:
             _refuse(name, f"{label} must be finite", rows, mx.isfinite(rows))

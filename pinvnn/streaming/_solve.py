@@ -6,10 +6,13 @@ from .._factor import default_rtol
 from .._lstsq import normal_lstsq
 from .._mlx import checks, dtypes, on_cpu
 from .._ridge import normal_ridge
+from .._types import Penalty
 from ._moments import Moments
 
 
-def solve_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.float32):
+def solve_moments(
+    m: Moments, l2: Penalty = 0.0, *, bias: bool = True, dtype: mx.Dtype = mx.float32
+) -> tuple[mx.array, mx.array | None]:
     r"""The readout that minimizes :math:`\sum_i w_i |y_i - W x_i - b|^2 + \sum l_2 W^2` over the rows of ``m``.
 
     Differentiable in the moments and in ``l2``. The intercept is never penalised: it is :math:`b = m_y - W m_x`.
@@ -17,16 +20,16 @@ def solve_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx
     Args:
         m: Moments of the rows, made with the same ``bias``.
         l2: Penalty, as in :func:`pinvnn.ridge` for a solution ``(n, k)``: a scalar, ``(k,)``, ``(n, 1)`` or ``(n, k)``.
-            The number 0 gives the solution of minimum norm where there are many, with the cutoff of
-            :func:`pinvnn.lstsq`; an array that holds 0 gives NaN there.
+            The number 0 means the solution of minimum norm, with the cutoff of :func:`pinvnn.lstsq`; an array that
+            holds 0 gives NaN if the problem is singular.
         bias: Whether there is an intercept.
-        dtype: Of the result and, for the cutoff, of the rows.
+        dtype: Of the result, and of the rows: the cutoff of the rank depends on their precision.
 
     Returns:
         ``weight`` ``(k, n)`` and ``bias`` ``(k,)``, or None without an intercept.
 
     Raises:
-        ValueError: ``l2`` is negative, not finite, or has another shape.
+        ValueError: If ``l2`` is negative, not finite, or has another shape.
     """
     l2 = _penalty("solve_moments", m, l2)
     with on_cpu():
@@ -34,7 +37,7 @@ def solve_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx
         return weight.astype(dtype), (m.y_mean - weight @ m.x_mean).astype(dtype) if bias else None
 
 
-def gcv_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.float32) -> mx.array:
+def gcv_moments(m: Moments, l2: Penalty = 0.0, *, bias: bool = True, dtype: mx.Dtype = mx.float32) -> mx.array:
     r"""Generalized cross validation score of :func:`solve_moments`, a scalar; the smaller, the better ``l2``.
 
     .. math::
@@ -42,8 +45,19 @@ def gcv_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.f
         \mathrm{df}_t = \mathrm{tr}\, S_{xx} (S_{xx} + \mathrm{diag}\, l_{2,t})^{-1} + [\text{intercept}]
 
     with M the sum of the weights and RSS the weighted sum of squared residuals of target t. With ``l2 = 0`` df is the
-    rank, and one for the intercept. NaN unless every df is below M: nothing is left then to validate on. Differentiable
-    in the moments and in ``l2``.
+    rank, plus one for the intercept. Differentiable in the moments and in ``l2``.
+
+    Args:
+        m: Moments of the rows, made with the same ``bias``.
+        l2: Penalty, as in :func:`solve_moments`.
+        bias: Whether there is an intercept.
+        dtype: Of the result, and of the rows, as in :func:`solve_moments`.
+
+    Returns:
+        The score ``()``; NaN unless df is below M for every target.
+
+    Raises:
+        ValueError: As :func:`solve_moments`.
 
     References:
         G. H. Golub, M. Heath and G. Wahba, Technometrics 21 (1979), Eq. 1.4, doi 10.1080/00401706.1979.10489751.
@@ -53,7 +67,7 @@ def gcv_moments(m: Moments, l2=0.0, *, bias: bool = True, dtype: mx.Dtype = mx.f
         solution = _normal_solve(m.xx, m.xy, l2, dtype)
         rss = m.yy + mx.sum(solution * (m.xx @ solution - 2 * m.xy), axis=0)
         free = m.count - _degrees_of_freedom(m.xx, l2, dtype) - (1 if bias else 0)
-        # Below, 1e-9 is far above the rounding of a trace and far below one row in any count that can be streamed.
+        # 1e-9 is far above the rounding error of a trace, and far below one row among all that can be streamed.
         free = mx.where(free > 1e-9 * m.count, free, mx.array(float("nan"), mx.float64))
         return mx.mean(m.count * rss / (free * free)).astype(dtype)
 

@@ -1,44 +1,51 @@
 """Statistics of rows that were seen, and removed, piece by piece."""
 
 from functools import reduce
-from os import PathLike
 from typing import Any
 
 import mlx.core as mx
 
 from .._mlx import dtypes, fail, on_cpu
+from .._types import ArrayLike, Penalty
 from ._distributed import Group, agree, gather, reduce_moments
-from ._file import read, write
+from ._file import Path, read, write
 from ._moments import Moments, block_moments, empty_moments, finite, merge_moments, negated, scaled
 from ._rows import check_rows, check_weights, refuse_values
 from ._solve import gcv_moments, solve_moments
 
 _DTYPES = {"float32": mx.float32, "float64": mx.float64}
-# Of the counts and variances before a removal: what rounding may leave of them, and nothing else.
+# Relative to their values before a removal: counts and variances below this are rounding errors.
 _ROUNDING = 1e-9
 
 
 class ReadoutStatistics:
-    r"""All that a linear readout needs of its data, in :math:`n^2 + nk` numbers: rows come and go and are never held.
+    r"""Sufficient statistics of a linear readout: means and centred sums of products, :math:`n^2 + nk` numbers.
 
-    Means and centred sums of products are kept in float64 on the CPU and merged exactly (see :func:`merge_moments`): a
-    readout from ten million rows in pieces is the one from all rows at once, also where the mean is a thousand times
-    the spread. All methods that change the statistics return them.
+    Rows are added by :meth:`update` and removed by :meth:`downdate`; the rows themselves are not stored. Means and sums
+    are kept in float64 on the CPU and are centred about their own mean (see :func:`merge_moments`), so that the readout
+    from ten million rows in pieces is that from all rows at once, also if the mean is a thousand times the spread. Each
+    method that changes the statistics returns them.
 
-    The methods are eager: they check the values that they are given and evaluate the new state, so no graph grows and
-    no more than a block of rows is ever held in float64. They may be used inside ``mx.grad`` (the result of
-    :meth:`solve` is differentiable in the rows, also after :meth:`all_reduce`), but not inside ``mx.compile`` or
-    ``mx.vmap``: take :func:`moments` there. ``copy.copy`` gives independent statistics, at no cost.
+    The methods are eager: they check the values of their arguments and evaluate the new state. No graph grows from one
+    call to the next, and only one block of rows is held in float64 at a time. Inside ``mx.grad`` they may be used: the
+    result of :meth:`solve` is differentiable in the rows, also after :meth:`all_reduce`. Inside ``mx.compile`` and
+    ``mx.vmap`` they may not: use :func:`moments` there. ``copy.copy`` returns independent statistics without copying
+    any array.
 
     Args:
         input_dims: Number of input features n.
         output_dims: Number of targets k.
         bias: Whether the readout has an intercept. Default ``True``.
 
+    Attributes:
+        input_dims: Number of input features n.
+        output_dims: Number of targets k.
+        bias: Whether the readout has an intercept.
+        dtype: Of the results: float64 if any rows were, else float32.
+
     Shape:
         - x: ``(..., input_dims)``, y: ``(..., output_dims)``, weights: ``(...)``; all leading dimensions are rows.
-        - weight: ``(output_dims, input_dims)`` and bias: ``(output_dims,)``, as in ``mlx.nn.Linear``; float64 if any
-          rows were, else float32.
+        - weight: ``(output_dims, input_dims)`` and bias: ``(output_dims,)``, as in ``mlx.nn.Linear``, in ``dtype``.
 
     Examples:
         >>> import mlx.core as mx
@@ -60,10 +67,10 @@ class ReadoutStatistics:
         for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
             if not isinstance(dims, int) or dims < 0:
                 fail("ReadoutStatistics", f"{label} must be a non-negative integer", f"{dims!r}", "Pass a size.")
-        self.input_dims = input_dims
-        self.output_dims = output_dims
-        self.bias = bool(bias)
-        self.dtype = mx.float32
+        self.input_dims: int = input_dims
+        self.output_dims: int = output_dims
+        self.bias: bool = bool(bias)
+        self.dtype: mx.Dtype = mx.float32
         self._moments = empty_moments(input_dims, output_dims)
         mx.eval(self._moments)
 
@@ -75,31 +82,49 @@ class ReadoutStatistics:
 
     @property
     def count(self) -> float:
-        """Sum of the weights of the rows held; without weights and decay, their number."""
+        """Sum of the weights of all rows; their number if there were neither weights nor decay."""
         return float(self._moments.count.item())  # type: ignore[arg-type]
 
     @property
     def moments(self) -> Moments:
-        """The state, for :func:`merge_moments` and its like."""
+        """The statistics as arrays, for the functions of this package that take :class:`Moments`."""
         return self._moments
 
-    def update(self, x, y, weights=None) -> "ReadoutStatistics":
-        """Add rows. A row of weight 2 is the row given twice.
+    def update(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "ReadoutStatistics":
+        """Add rows.
+
+        Args:
+            x: Inputs, ``(..., input_dims)``.
+            y: Targets, ``(..., output_dims)``.
+            weights: ``(...)``, non-negative, or None. Weight 2 equals the row given twice.
+
+        Returns:
+            This object.
 
         Raises:
-            TypeError: An argument is no array, or complex.
-            ValueError: Shapes do not fit, a weight is negative or not finite, or a row is not finite (also one of
-                weight 0). The statistics are then as they were.
+            TypeError: If an argument is not array-like, or complex.
+            ValueError: If shapes do not fit, a weight is negative or not finite, or a row is not finite (even one of
+                weight 0). The statistics are left unchanged.
         """
         batch, dtype = self._batch("update", x, y, weights)
         return self._become(merge_moments(self._moments, batch), dtype)
 
-    def downdate(self, x, y, weights=None) -> "ReadoutStatistics":
-        """Take rows away that were added before, with the weight that they have now.
+    def downdate(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "ReadoutStatistics":
+        """Remove rows that were added before.
+
+        Args:
+            x: Inputs, ``(..., input_dims)``.
+            y: Targets, ``(..., output_dims)``.
+            weights: The weights ``(...)`` that the rows have by now: those given to :meth:`update`, times the factors
+                of every :meth:`decay` since. None for weight 1.
+
+        Returns:
+            This object.
 
         Raises:
             TypeError: As :meth:`update`.
-            ValueError: As :meth:`update`; or the rows weigh more or vary more than all rows held.
+            ValueError: As :meth:`update`; or if the rows have a larger total weight or a larger variance than all rows
+                together, so that they cannot be among them.
         """
         batch, _ = self._batch("downdate", x, y, weights)
         name, remedy = "ReadoutStatistics.downdate", "Take away rows that were added, with the weight they have now."
@@ -120,10 +145,16 @@ class ReadoutStatistics:
         return self._become(rest)
 
     def decay(self, factor: float) -> "ReadoutStatistics":
-        """Multiply the weights of all rows held by ``factor``, between 0 and 1: old rows count less than new ones.
+        """Multiply the weights of all rows by ``factor``, so that they count less than those still to come.
+
+        Args:
+            factor: Between 0, which removes all rows, and 1, which changes nothing.
+
+        Returns:
+            This object.
 
         Raises:
-            ValueError: ``factor`` is not between 0 and 1.
+            ValueError: If ``factor`` is not between 0 and 1.
         """
         if not 0 <= factor <= 1:
             fail("ReadoutStatistics.decay", "factor must be between 0 and 1", f"{factor}", "Pass 1 to forget nothing.")
@@ -132,11 +163,17 @@ class ReadoutStatistics:
         return self._become(scaled(self._moments, float(factor)))
 
     def merge(self, other: "ReadoutStatistics") -> "ReadoutStatistics":
-        """Add all rows that ``other`` holds, which is left as it is.
+        """Add all rows of ``other``, which stays unchanged.
+
+        Args:
+            other: Statistics with the same ``input_dims``, ``output_dims`` and ``bias``.
+
+        Returns:
+            This object.
 
         Raises:
-            TypeError: ``other`` is something else.
-            ValueError: ``other`` has other features, targets or ``bias``.
+            TypeError: If ``other`` is not a :class:`ReadoutStatistics`.
+            ValueError: If ``other`` differs in ``input_dims``, ``output_dims`` or ``bias``.
         """
         name = "ReadoutStatistics.merge"
         if not isinstance(other, ReadoutStatistics):
@@ -148,46 +185,74 @@ class ReadoutStatistics:
         return self._become(merge_moments(self._moments, other._moments), other.dtype)
 
     def all_reduce(self, group: Group | None = None) -> "ReadoutStatistics":
-        """Take up the rows of all ranks of ``mx.distributed``: every rank then holds the same statistics.
+        """Merge the statistics of all ranks of ``mx.distributed``: afterwards every rank holds the total.
 
-        Every rank must call this, with or without rows. To go on counting on each rank, reduce a copy
-        (``copy.copy(stats).all_reduce()``): a second call would count all rows once for each rank. Gradients are those
-        of the sum of the ranks' losses, so every rank must take them, too; see :func:`reduce_moments`.
+        Every rank must call this, including ranks without rows. A second call would count every row once for each rank;
+        to keep adding rows on each rank, reduce a copy: ``copy.copy(stats).all_reduce()``. The gradient is that of the
+        sum of the losses of all ranks, so that either every rank takes it, or none; see :func:`reduce_moments`.
 
         Args:
-            group: The ranks, by default all of them. Without a launcher that is this process alone.
+            group: The ranks. Default: all of them; without a launcher this process alone.
+
+        Returns:
+            This object.
 
         Raises:
-            ValueError: The ranks have different features, targets or ``bias``; on every rank, before any data is sent.
+            ValueError: If the ranks differ in ``input_dims``, ``output_dims`` or ``bias``. Raised on every rank, before
+                any statistics are exchanged.
         """
         group = group or mx.distributed.init()
         agree("ReadoutStatistics.all_reduce", {key: int(value) for key, value in self._config().items()}, group)
         wide = any(gather([self.dtype == mx.float64], group)[0])
         return self._become(reduce_moments(self._moments, group), mx.float64 if wide else mx.float32)
 
-    def solve(self, l2=0.0) -> tuple[mx.array, mx.array | None]:
-        """The readout ``(weight, bias)`` that fits the rows held best; bias is None if there is none.
+    def solve(self, l2: Penalty = 0.0) -> tuple[mx.array, mx.array | None]:
+        """The (ridge) least-squares readout of all rows, see :func:`solve_moments`. Zeros if there are no rows.
 
-        See :func:`solve_moments`. No rows give zeros.
+        Args:
+            l2: Penalty, as in :func:`pinvnn.ridge`: a number, ``(k,)`` per target, ``(n, 1)`` per feature, ``(n, k)``.
+
+        Returns:
+            ``weight`` ``(k, n)`` and ``bias`` ``(k,)``, which is None without an intercept.
+
+        Raises:
+            ValueError: If ``l2`` is negative, not finite, or has another shape.
         """
         return solve_moments(self._moments, l2, bias=self.bias, dtype=self.dtype)
 
-    def gcv(self, l2=0.0) -> mx.array:
-        """Generalized cross validation score of :meth:`solve`, a scalar. See :func:`gcv_moments`."""
+    def gcv(self, l2: Penalty = 0.0) -> mx.array:
+        """Generalized cross validation score of :meth:`solve`, a scalar; see :func:`gcv_moments`.
+
+        Args:
+            l2: Penalty, as in :meth:`solve`.
+
+        Returns:
+            The score ``()``; the smaller, the better ``l2``. NaN if no degree of freedom is left.
+        """
         return gcv_moments(self._moments, l2, bias=self.bias, dtype=self.dtype)
 
-    def save(self, path: str | PathLike) -> None:
-        """Write a safetensors file. A crash on the way leaves the file that was there before."""
+    def save(self, path: Path) -> None:
+        """Write a safetensors file. If writing fails, the file that was there before stays.
+
+        Args:
+            path: Of the file, with any suffix. Replaced if it exists.
+        """
         header = {**self._config(), "dtype": next(name for name, d in _DTYPES.items() if d == self.dtype)}
         write(path, self._moments._asdict(), {key: str(value) for key, value in header.items()})
 
     @classmethod
-    def load(cls, path: str | PathLike) -> "ReadoutStatistics":
-        """Read what :meth:`save` has written.
+    def load(cls, path: Path) -> "ReadoutStatistics":
+        """Read a file that :meth:`save` has written.
+
+        Args:
+            path: Of the file.
+
+        Returns:
+            The statistics.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is truncated, or written by something else, or its parts do not fit together.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, was not written by :meth:`save`, or its parts do not fit together.
         """
         arrays, header = read(path)
         name, remedy = "ReadoutStatistics.load", "Save the statistics again."
@@ -210,19 +275,20 @@ class ReadoutStatistics:
         return {"input_dims": self.input_dims, "output_dims": self.output_dims, "bias": self.bias}
 
     def _become(self, state: Moments, dtype: mx.Dtype = mx.float32) -> "ReadoutStatistics":
+        """Replace the state by ``state``, made of rows of ``dtype``."""
         self._moments = _evaluated(state)
         if dtype == mx.float64:
             self.dtype = dtype
         return self
 
-    def _batch(self, method, x, y, weights) -> tuple[Moments, mx.Dtype]:
-        """Evaluated moments of rows that have been found in order, and the dtype that they ask for."""
+    def _batch(self, method: str, x, y, weights) -> tuple[Moments, mx.Dtype]:
+        """Check rows, values included; their moments, evaluated, and their working dtype."""
         name = f"ReadoutStatistics.{method}"
         x, y, weights = check_rows(name, x, y, weights, (self.input_dims, self.output_dims))
         if weights is not None:
             check_weights(name, weights)
         batch = reduce(_merged, block_moments(x, y, weights, self.bias))
-        if not finite(batch):  # The sums have seen every value, so looking at each one is only worth it now.
+        if not finite(batch):  # A value that is not finite shows in the sums. Only then look for it.
             refuse_values(name, x, y)
         return batch, dtypes.working(x, y)
 
