@@ -4,6 +4,7 @@
 """
 
 import os
+from contextlib import nullcontext
 
 import mlx.core as mx
 import pytest
@@ -26,3 +27,23 @@ def gpu(monkeypatch):
     """The :class:`EmulatedGpu` as the default device of one test."""
     with monkeypatch.context() as patches:
         yield EmulatedGpu(patches)
+
+
+@pytest.fixture
+def on_cpu():
+    """Everything stands on the CPU: pytestmark = pytest.mark.usefixtures("on_cpu")."""
+    with mx.stream(mx.cpu):
+        yield
+
+
+@pytest.fixture
+def float64_on_the_cpu(request):
+    """Tests with a parameter dtype of float64, and those without a dtype, stand on the CPU.
+
+    What a test does itself with float64 arrays (take a row, say) MLX refuses on a GPU, and its transforms copy them to
+    the default device.
+    """
+    parameters = getattr(request.node, "callspec", None)
+    dtype = mx.float64 if parameters is None else parameters.params.get("dtype", mx.float64)
+    with mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext():
+        yield

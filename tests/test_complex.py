@@ -6,7 +6,9 @@ import pytest
 
 from pinvnn import lstsq, pinv, ridge
 from pinvnn.testing import gradcheck
-from tests.cases import array, float64_on_the_cpu, gaussian, gradients, numpy, parts, positive  # noqa: F401
+from tests.support.cases import array, gaussian, gradients, numpy, parts, positive
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 COMPLEX = {
     "pinv": (lambda a: pinv(a), [(5, 3)], []),

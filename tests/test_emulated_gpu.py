@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from tests.cases import gaussian, numpy
+from tests.support.cases import gaussian, numpy
 
 SHAPES = [(48, 40), (40, 30), (48, 30), (3, 5, 30)]
 A, B, C, WEIGHTS = (gaussian(shape, mx.float32, i) for i, shape in enumerate(SHAPES))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pinvnn import diagnose, lstsq, matrix_rank, null_space, orth, penrose_residuals, pinv, ridge
-from tests.cases import array
+from tests.support.cases import array
 
 A, B = mx.ones((5, 3)), mx.ones((5, 2))
 A64 = array(np.ones((5, 3)), mx.float64)

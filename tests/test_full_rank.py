@@ -8,7 +8,7 @@ from pinvnn import lstsq, matrix_rank, pinv, ridge
 from pinvnn._factor.full_rank import full_rank, inverse_by_lu
 from pinvnn._mlx.blocks import crosses
 from pinvnn._mlx.eager import evaluated_crosses, visible
-from tests.cases import (
+from tests.support.cases import (
     DTYPES,
     RTOL,
     SHAPES,
@@ -16,13 +16,14 @@ from tests.cases import (
     close,
     deficient,
     error,
-    float64_on_the_cpu,  # noqa: F401
     gaussian,
     gradients,
     numpy,
     positive,
     with_values,
 )
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 cpu_only = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="values are looked at on the CPU only")
 NAN = float("nan")

@@ -9,12 +9,11 @@ import pytest
 
 from pinvnn import lstsq, pinv, ridge
 from pinvnn.testing import adjoint_check, gradcheck, random_matrix
-from tests.cases import (
+from tests.support.cases import (
     DTYPES,
     array,
     close,
     deficient,
-    float64_on_the_cpu,  # noqa: F401
     gaussian,
     gradients,
     norm_error,
@@ -23,6 +22,8 @@ from tests.cases import (
     real,
     with_values,
 )
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 RTOL = 5e-7  # of finite differences in float64, relative to the largest entry of a gradient
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pinvnn import lstsq, pinv
-from tests.cases import (
+from tests.support.cases import (
     DTYPES,
     RTOL,
     SHAPES,
@@ -13,13 +13,14 @@ from tests.cases import (
     close,
     deficient,
     error,
-    float64_on_the_cpu,  # noqa: F401
     gaussian,
     norm_error,
     numpy,
     real,
     with_values,
 )
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 NAN, INF = float("nan"), float("inf")
 

@@ -12,10 +12,9 @@ import mlx.optimizers as optim
 import pytest
 
 from pinvnn import lstsq, pinv, ridge
-from tests.cases import (
-    float64_on_the_cpu,  # noqa: F401
-    gaussian,
-)
+from tests.support.cases import gaussian
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 FITS = {
     "lstsq": lambda h, y: lstsq(h, y).solution,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import pinvnn
-from tests.cases import array, gaussian, numpy, real, with_values
+from tests.support.cases import array, gaussian, inner, numpy, real, with_values
 
 PACKAGE = Path(pinvnn.__file__).parent
 ROOM = "_rules"
@@ -216,10 +216,6 @@ PROBLEMS = {
     "normal lstsq": (lambda p, k, h: p["normal_lstsq"]((k + k.T) / 2, h, rtol=CUT), numpy_normal_lstsq, "kh"),
 }
 TOLERANCE = {mx.float64: 1e-5, mx.float32: 1e-2, mx.complex64: 1e-2}
-
-
-def inner(x, y):
-    return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y)
 
 
 def along_by_vjp(fn, moving, direction):

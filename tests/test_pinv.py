@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pinvnn import diagnose, matrix_rank, penrose_residuals, pinv
-from tests.cases import (
+from tests.support.cases import (
     DTYPES,
     EMPTY,
     RTOL,
@@ -14,13 +14,14 @@ from tests.cases import (
     close,
     deficient,
     error,
-    float64_on_the_cpu,  # noqa: F401
     gaussian,
     hilbert,
     norm_error,
     numpy,
     with_values,
 )
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,17 +5,15 @@ Derandomized, so that each run sees the same matrices.
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pinvnn import lstsq, matrix_rank, null_space, orth, penrose_residuals, pinv, ridge
 from pinvnn.testing import strategies
-from tests.cases import (
-    array,
-    float64_on_the_cpu,  # noqa: F401
-    numpy,
-    real,
-)
+from tests.support.cases import array, numpy, real
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 settings.register_profile("pinvnn", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("pinvnn")

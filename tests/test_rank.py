@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 
 from pinvnn import diagnose, lstsq, matrix_rank, null_space, orth, pinv
-from tests.cases import (
-    DTYPES,
-    array,
-    deficient,
-    float64_on_the_cpu,  # noqa: F401
-    gaussian,
-    hilbert,
-    numpy,
-    with_values,
-)
+from tests.support.cases import DTYPES, array, deficient, gaussian, hilbert, numpy, with_values
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

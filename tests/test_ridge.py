@@ -8,19 +8,9 @@ from benchmarks.cases import Case
 from benchmarks.problems import problem
 from benchmarks.reference import reference as reference_of
 from pinvnn import lstsq, ridge
-from tests.cases import (
-    DTYPES,
-    RTOL,
-    array,
-    close,
-    deficient,
-    float64_on_the_cpu,  # noqa: F401
-    gaussian,
-    norm_error,
-    numpy,
-    real,
-    with_values,
-)
+from tests.support.cases import DTYPES, RTOL, array, close, deficient, gaussian, norm_error, numpy, real, with_values
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 NAN, INF = float("nan"), float("inf")
 PENALTIES = {"number": (), "target": (2,), "feature": ("n", 1), "each": ("n", 2)}

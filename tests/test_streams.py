@@ -5,19 +5,14 @@ MLX has no linear algebra on a GPU, and refuses there every operation with a flo
 be told one too or stand inside `with mx.stream(mx.cpu)`.
 """
 
-from contextlib import nullcontext
-
 import mlx.core as mx
 import pytest
 
 import pinvnn
+from tests.support.emulated_gpu import placed
 
 DTYPES = [mx.float32, mx.float64, mx.complex64, mx.float16, mx.bfloat16]
 SHAPES = [(6, 3), (3, 6), (4, 4), (2, 5, 3)]
-
-def placed(dtype):
-    """Where a user works: MLX's own transforms copy float64 arrays to the default device, so on the CPU for those."""
-    return mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext()
 
 
 def matrix(shape, dtype):

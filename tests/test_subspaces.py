@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 
 from pinvnn import null_space, orth, penrose_residuals, pinv
-from tests.cases import (
-    DTYPES,
-    array,
-    close,
-    deficient,
-    float64_on_the_cpu,  # noqa: F401
-    gaussian,
-    numpy,
-    with_values,
-)
+from tests.support.cases import DTYPES, array, close, deficient, gaussian, numpy, with_values
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 TOL = {mx.float32: 1e-6, mx.float64: 1e-13, mx.complex64: 3e-6}
 

@@ -13,16 +13,9 @@ import pytest
 
 from pinvnn import diagnose, lstsq, matrix_rank, pinv, ridge
 from pinvnn.testing import transform_check
-from tests.cases import (
-    DTYPES,
-    array,
-    close,
-    error,
-    float64_on_the_cpu,  # noqa: F401
-    gaussian,
-    numpy,
-    real,
-)
+from tests.support.cases import DTYPES, array, close, error, gaussian, inner, numpy, real
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
@@ -69,10 +62,6 @@ def arguments(name, shape, dtype, seed=0):
 
 def like(x, seed):
     return gaussian(x.shape, x.dtype, seed)
-
-
-def inner(x, y):
-    return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y)
 
 
 def all_of(args):

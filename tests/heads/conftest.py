@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.heads.tiny import FILLER, TOPICS, load_example, write_folder
+from tests.support.topics import FILLER, TOPICS, load_example, write_folder
 
 
 @pytest.fixture(scope="session")

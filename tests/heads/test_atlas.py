@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from pinvnn.heads import Head, atlas, extract, fit_head, plot, report, save
 from pinvnn.heads._atlas import L2_GRID, check_grid
 from pinvnn.heads._report import seconds, table
-from tests.heads.tiny import write_folder, write_rows
+from tests.support.topics import write_folder, write_rows
 
 L2 = [0.01, 1.0, 100.0]
 
@@ -168,7 +168,7 @@ def test_the_report_is_json_also_where_gcv_is_not_a_number(tiny, tmp_path):
 
 
 def texts(count):
-    from tests.heads.tiny import rows
+    from tests.support.topics import rows
 
     found = rows(count, 7)
     return [row["text"] for row in found], ["animal" if row["label"] == "animal" else "other" for row in found]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pinvnn.heads._cli import agreement, main
-from tests.heads.tiny import TOPICS, write_folder, write_rows
+from tests.support.topics import TOPICS, write_folder, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from pinvnn.heads._data import read_dataset, read_rows
 from pinvnn.heads._model import load_model
-from tests.heads.tiny import write_rows
+from tests.support.topics import write_rows
 
 CAT, BREAD = {"text": "the cat", "label": "animal"}, {"text": "a bread", "label": "food"}
 

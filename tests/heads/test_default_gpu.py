@@ -1,4 +1,4 @@
-"""Nothing in float64 lands on a default GPU: watched from Python, as in tests/test_streams.py."""
+"""Nothing in float64 lands on a default GPU: it is emulated by tests/support/emulated_gpu.py."""
 
 import pytest
 

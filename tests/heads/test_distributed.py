@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from pinvnn.heads import atlas
-from tests.streaming.test_distributed import launch
+from tests.support.launch import launch
 
 
 def test_two_processes_find_what_one_finds(tiny, topics, tmp_path):

@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 
 from pinvnn.heads import extract, hidden_states, pool
 from pinvnn.heads._extract import check_pooling, context_length, pad, tokens_needed
-from tests.heads.families import DIMS, FAMILIES, LAYERS, VOCABULARY, build
+from tests.support.families import DIMS, FAMILIES, LAYERS, VOCABULARY, build
 
 POOLINGS = ["last", "mean", 1, -2]
 # Long enough together that mixtures of experts sort the tokens by expert.

@@ -10,8 +10,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from pinvnn.heads import Head, fit_head
-from tests.heads.families import build
-from tests.heads.tiny import FILLER, TOPICS, load_example, rows
+from tests.support.families import build
+from tests.support.topics import FILLER, TOPICS, load_example, rows
 
 TEXTS = ["the cat and a dog", "old cheese", "a river in that country", "bird"]
 

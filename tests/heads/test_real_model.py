@@ -12,7 +12,7 @@ import pytest
 from pinvnn.heads import Head, extract, hidden_states, pool
 from pinvnn.heads._cli import main
 from pinvnn.heads._extract import pad
-from tests.heads.tiny import load_example, write_rows
+from tests.support.topics import load_example, write_rows
 
 pytestmark = [
     pytest.mark.skipif("PINVNN_TEST_LLM" not in os.environ, reason="a real model takes minutes: make test-llm"),

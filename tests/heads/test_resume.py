@@ -14,7 +14,7 @@ import pytest
 from pinvnn.heads import atlas
 from pinvnn.heads._files import Checkpoint, write_whole
 from pinvnn.streaming import ReadoutStatistics
-from tests.heads.tiny import write_folder
+from tests.support.topics import write_folder
 
 L2 = [0.1, 10.0]
 # The command as a user runs it, except that each chunk waits for a file: the test decides how far the run gets.

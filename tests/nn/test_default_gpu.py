@@ -1,10 +1,10 @@
-"""Nothing in float64 lands on a default GPU: watched from Python, as in tests/test_streams.py."""
+"""Nothing in float64 lands on a default GPU: it is emulated by tests/support/emulated_gpu.py."""
 
 import mlx.core as mx
 import pytest
 
 from pinvnn.nn import LeastSquaresReadout, PseudoInverse, RidgeClassifier
-from tests.test_streams import placed
+from tests.support.emulated_gpu import placed
 
 M, N, K = 9, 3, 2
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pinvnn import lstsq, pinv
-from tests.cases import array, hilbert, numpy, with_values
-from tests.references import exact
+from tests.support import exact
+from tests.support.cases import array, hilbert, numpy, with_values
 
 SEEDS = range(7)
 

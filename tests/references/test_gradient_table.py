@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import gradient_table
-from tests.cases import float64_on_the_cpu  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
 TASKS = dict(gradient_table.tasks())
 

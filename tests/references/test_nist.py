@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.references.exact import solve
-from tests.references.nist import DATA, digits
+from tests.support.exact import solve
+from tests.support.nist_linear import DATA, digits
 
 
 @pytest.mark.parametrize("method", ["lstsq", "pinv"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.linalg.tests import test_linalg, test_regression
 
-from tests.references import numpy_api
+from tests.support import numpy_api
 
 DEPARTURES = {
     # The value that NumPy keeps with rcond=-1 and drops by default is 0 in exact arithmetic: it is LAPACK's noise.

@@ -1,4 +1,4 @@
-"""Nothing in float64 lands on a default GPU: watched from Python, as in tests/test_streams.py."""
+"""Nothing in float64 lands on a default GPU: it is emulated by tests/support/emulated_gpu.py."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 
 from pinvnn.streaming import ReadoutStatistics, RecursiveLeastSquares, gcv_moments, moments, reduce_moments
 from pinvnn.streaming import solve_moments as solve
-from tests.streaming.reference import rows
+from tests.support.rows import rows
 
 
 def score(x, y, w, l2):

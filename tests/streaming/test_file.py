@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from pinvnn.streaming import ReadoutStatistics, _file
-from tests.streaming.reference import assert_close, rows
+from tests.support.rows import assert_close, rows
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from pinvnn.streaming import Moments, gcv_moments, merge_moments, moments, reduce_moments, solve_moments
 from pinvnn.streaming import _moments as core
 from pinvnn.testing import gradcheck
-from tests.streaming.reference import assert_close, gcv, ridge, rows, to_numpy
+from tests.support.rows import assert_close, gcv, ridge, rows, to_numpy
 
 L2 = {
     "zero": 0.0,

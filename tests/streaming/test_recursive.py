@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pinvnn.streaming import RecursiveLeastSquares
-from tests.streaming.reference import assert_close, ridge, rows
+from tests.support.rows import assert_close, ridge, rows
 
 
 def objective_optimum(x, y, t, l2, forgetting):

@@ -8,7 +8,7 @@ import pytest
 
 from pinvnn.streaming import Moments, ReadoutStatistics, moments, solve_moments
 from pinvnn.streaming import _moments as core
-from tests.streaming.reference import assert_close, gcv, ridge, rows, to_numpy
+from tests.support.rows import assert_close, gcv, ridge, rows, to_numpy
 
 
 def pieces(arrays, sizes):

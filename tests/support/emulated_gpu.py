@@ -12,7 +12,7 @@ on NVIDIA GPUs since Ampere: the operands keep 11 bits of their 24. All of this 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import mlx.core as mx
 
@@ -230,6 +230,11 @@ class EmulatedGpu:
 
 
 _matmul = mx.matmul
+
+
+def placed(dtype):
+    """Where a user works: MLX's own transforms copy float64 arrays to the default device, so on the CPU for those."""
+    return mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext()
 
 
 def _is_cpu(stream):

@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from pinvnn.testing import adjoint_check, random_matrix
-from tests.testing.functions import RIGHT, WRONG_JVP, WRONG_SECOND, WRONG_VJP
+from tests.support.custom_functions import RIGHT, WRONG_JVP, WRONG_SECOND, WRONG_VJP
 
 DTYPES = [mx.float64, mx.float32, mx.complex64, mx.float16, mx.bfloat16]
 # By one part in 10,000 is for gradcheck to see; the others are wrong enough for every dtype.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pinvnn.testing import gradcheck, random_matrix
-from tests.testing.functions import RIGHT, WRONG_JVP, WRONG_SECOND, WRONG_VJP, Rules, corner
+from tests.support.custom_functions import RIGHT, WRONG_JVP, WRONG_SECOND, WRONG_VJP, Rules, corner
 
 BOTH = ("vjp", "jvp")
 

@@ -8,7 +8,7 @@ import pytest
 from pinvnn.testing import random_matrix, transform_check
 from pinvnn.testing._transform_check import TRANSFORMS
 from pinvnn.testing._transforms import Case, chains, in_axes
-from tests.testing.functions import (
+from tests.support.custom_functions import (
     RIGHT,
     RIGHT_WITH_VMAP,
     WRONG_JVP,

@@ -7,19 +7,12 @@ import numpy as np
 import pytest
 
 from pinvnn.varpro import cos, exp, sin
-from tests.test_streams import DefaultGpu
+from tests.support.cases import float64
+from tests.support.emulated_gpu import EmulatedGpu
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 from_zero = np.linspace(-20, 20, 81)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu():
-    with mx.stream(mx.cpu):
-        yield
-
-
-def float64(values):
-    return mx.array(np.asarray(values, dtype=float), dtype=mx.float64)
 
 
 def decimal_exp(x):
@@ -117,8 +110,7 @@ def test_nothing_lands_on_a_default_gpu(name, monkeypatch):
     x = float64(from_zero)
     mx.eval(x)
     with monkeypatch.context() as patches:
-        gpu = DefaultGpu(patches)
-        gpu.devices = ["gpu"]
+        EmulatedGpu(patches)
         value = fn(x)
         slope = mx.jvp(fn, [x], [x])[1][0]
         gradient = mx.vjp(fn, [x], [x])[1][0]

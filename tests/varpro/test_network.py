@@ -12,19 +12,12 @@ from pinvnn.streaming import ReadoutStatistics
 from pinvnn.varpro import SeparableGaussNewton
 from pinvnn.varpro._basis import Basis, arrays, to_numpy
 from pinvnn.varpro._network_loss import Batch, NetworkLoss, conjugate_gradients
-from tests.test_streams import DefaultGpu
+from tests.support.cases import float64
+from tests.support.emulated_gpu import EmulatedGpu
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 M, DIMS, N, K, L2 = 20, 2, 5, 3, 0.1
-
-
-@pytest.fixture(autouse=True)
-def on_cpu():
-    with mx.stream(mx.cpu):
-        yield
-
-
-def float64(values):
-    return mx.array(np.asarray(values, dtype=float), dtype=mx.float64)
 
 
 def network(dtype=mx.float64, seed=0, bias=True):
@@ -248,8 +241,7 @@ def test_nothing_in_float64_lands_on_a_default_gpu(monkeypatch):
     features, readout = network(mx.float32)
     x, y = rows(dtype=mx.float32)
     with monkeypatch.context() as patches:
-        gpu = DefaultGpu(patches)
-        gpu.devices = ["gpu"]
+        EmulatedGpu(patches)
         for method in ("dense", "cg"):
             optimizer = SeparableGaussNewton(features, readout, L2, memory=0.5, method=method)
             optimizer.step(x, y, mx.ones(M, stream=mx.cpu))

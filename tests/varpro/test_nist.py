@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.varpro.strd import PROBLEMS, fit, full_problem
+from tests.support.nist_nonlinear import PROBLEMS, fit, full_problem
 
 BOTH = [pytest.param(problem, start, id=f"{problem.name}-{start}") for problem in PROBLEMS for start in (1, 2)]
 NAMED = [problem for problem in PROBLEMS if problem.named]

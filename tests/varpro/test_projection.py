@@ -9,18 +9,11 @@ from pinvnn.testing import gradcheck
 from pinvnn.varpro import exp, sin
 from pinvnn.varpro._basis import Basis, to_numpy
 from pinvnn.varpro._projection import differentiate, project
+from tests.support.cases import float64
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 M, N, P = 12, 3, 4
-
-
-@pytest.fixture(autouse=True)
-def on_cpu():
-    with mx.stream(mx.cpu):
-        yield
-
-
-def float64(values):
-    return mx.array(np.asarray(values, dtype=float), dtype=mx.float64)
 
 
 T = np.linspace(0.1, 2, M)

@@ -10,14 +10,10 @@ from scipy.optimize import least_squares
 
 import pinvnn
 from pinvnn.varpro import VarProStep, exp, varpro
-from tests.test_streams import DefaultGpu
+from tests.support.cases import float64
+from tests.support.emulated_gpu import EmulatedGpu
 
 T = np.linspace(0, 4, 40)
-
-
-def float64(values):
-    with mx.stream(mx.cpu):
-        return mx.array(np.asarray(values, dtype=float), dtype=mx.float64)
 
 
 def decays(rates, t=None):
@@ -364,7 +360,7 @@ def test_nothing_in_float64_lands_on_a_default_gpu(dtype, monkeypatch):
         t, y, start = float64(T).astype(dtype), Y.astype(dtype), START.astype(dtype)
         mx.eval(t, y, start)
     with monkeypatch.context() as patches:
-        DefaultGpu(patches)
+        EmulatedGpu(patches)
         found = varpro(lambda a, t: decays(a, t), start, y, weights=t + 1 if dtype == mx.float32 else None, inputs=(t,))
         found.predict(inputs=(t,))
         _ = found.covariance

@@ -1,6 +1,6 @@
 """NIST's reference data for linear regression, as digits of agreement with the certified coefficients.
 
-``python -m tests.references.nist`` prints the table of docs/math.md.
+``python -m tests.support.nist_linear`` prints the table of docs/math.md.
 
 Source: NIST Statistical Reference Datasets, Linear Least Squares Regression, https://www.itl.nist.gov/div898/strd/.
 Longley's data come from the copy in statsmodels.

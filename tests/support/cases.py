@@ -1,10 +1,7 @@
 """What the tests of the functions share: shapes, matrices, and closeness relative to the largest entry."""
 
-from contextlib import nullcontext
-
 import mlx.core as mx
 import numpy as np
-import pytest
 
 DTYPES = [mx.float32, mx.float64, mx.complex64]
 SHAPES = {"tall": (6, 3), "wide": (3, 6), "square": (4, 4), "column": (5, 1), "row": (1, 5), "one": (1, 1)}
@@ -14,22 +11,19 @@ EMPTY = [(0, 3), (3, 0), (0, 0), (0, 4, 3), (2, 0, 3), (2, 3, 0)]
 RTOL = {mx.float64: 1e-13, mx.float32: 3e-6, mx.complex64: 3e-6, mx.float16: 4e-3, mx.bfloat16: 3e-2}
 
 
-@pytest.fixture(autouse=True)
-def float64_on_the_cpu(request):
-    """Import it into a test module: its tests of float64, and those without a dtype, stand on the CPU.
-
-    What a test does itself with float64 arrays (take a row, say) MLX refuses on a GPU, and its transforms copy them to
-    the default device.
-    """
-    parameters = getattr(request.node, "callspec", None)
-    dtype = mx.float64 if parameters is None else parameters.params.get("dtype", mx.float64)
-    with mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext():
-        yield
-
-
 def array(x, dtype=mx.float32):
     """An MLX array, float64 on the CPU."""
     return mx.array(np.asarray(x), dtype=dtype)
+
+
+def float64(x):
+    """A float64 array from numbers."""
+    return array(np.asarray(x, dtype=float), mx.float64)
+
+
+def inner(x, y):
+    """The inner product of two arrays, real."""
+    return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y)
 
 
 def real(dtype):

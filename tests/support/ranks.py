@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from pinvnn.streaming import ReadoutStatistics, moments, reduce_moments, solve_moments
-from tests.streaming.reference import rows
+from tests.support.rows import rows
 
 M, N, K = 60, 3, 2
 

@@ -1,6 +1,7 @@
-"""NIST's nonlinear regression problems (StRD) that are separable, with readers for the files in `nist/`.
+"""NIST's nonlinear regression problems (StRD) that are separable, with readers for their files.
 
-`python -m tests.varpro.strd` prints the table of docs/varpro.md: VarPro against SciPy's solver on the full problem.
+`python -m tests.support.nist_nonlinear` prints the table of docs/varpro.md: VarPro against SciPy's solver on the full
+problem.
 """
 
 import itertools
@@ -14,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from pinvnn.varpro import VarProResult, cos, exp, sin, varpro
+from tests.support.cases import float64
 
-FOLDER = Path(__file__).parent / "nist"
+FOLDER = Path(__file__).parent / "nist_nonlinear"
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,6 @@ def digits(values, certified) -> float:
     """The least number of digits in which the values agree with the certified ones, which have 11."""
     error = np.abs(np.asarray(values) - certified) / np.abs(certified)
     return float(np.min(np.minimum(-np.log10(np.maximum(error, 1e-300)), 11)))
-
-
-def float64(values) -> mx.array:
-    with mx.stream(mx.cpu):
-        return mx.array(np.asarray(values, dtype=float), dtype=mx.float64)
 
 
 def columns(*parts) -> mx.array:
