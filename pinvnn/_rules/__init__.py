@@ -7,8 +7,10 @@ from . import envelope as envelope
 from .products import gram as gram
 from .products import product as product
 from .ridge import gram_normal as gram_normal
-from .rows import attach_rows as attach_rows
+from .rows import Kind as Kind
+from .rows import attach_residual as attach_residual
+from .rows import attach_residuals_and_leverages as attach_residuals_and_leverages
 from .rows import inverse_of as inverse_of
-from .rows import root as root
+from .rows import inverse_root as inverse_root
 from .rows import solution_of as solution_of
 from .spectral import inverse as inverse

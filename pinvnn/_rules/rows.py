@@ -22,6 +22,8 @@ D U Q W^T to A_bar and u_i Q u_i^T / 2 to w_bar_i, with
 From second order on, the rule is the derivative of :func:`_plain`, which is made of attached values and products.
 """
 
+from typing import Literal, TypeAlias
+
 import mlx.core as mx
 
 from .._factor.ridge_values import Inverse, denominator
@@ -34,24 +36,27 @@ from .ridge import attach_ridge, gram_normal
 from .solve import attach_solve
 from .spectral import inverse, split_weight
 
+#: Which R: truncated; K + L with the factor of A, if L is the same for all features; K + L with a factor of its own.
+Kind: TypeAlias = Literal["truncated", "shared", "feature"]
 
-def root(kind, f: Factor, l2, shape):
-    """W, float64 ``(..., n, n)``, and 1 for each of its columns that is kept, ``(..., n, 1)``."""
+
+def inverse_root(kind: Kind, f: Factor, l2: mx.array, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+    """W with W W^T = R, ``(..., n, n)`` in float64, and which of its columns are kept (1.0 or 0.0), ``(..., n, 1)``."""
     with on_cpu():
         if kind == "truncated":
             on = f.kept > 0
-            half = f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
-            return mx.stop_gradient(half), f.kept[..., None]
+            root = f.v * (mx.where(on, 1 / mx.where(on, f.s, 1), 1)[..., None, :] * f.r)
+            return mx.stop_gradient(root), f.kept[..., None]
         if f.full:
-            half = f.v * f.r
+            root = f.v * f.r
         else:
             d = denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
-            half = f.v * (mx.sqrt(d).mT * f.r)
-        return mx.stop_gradient(half), mx.ones((shape[-1], 1), mx.float64)
+            root = f.v * (mx.sqrt(d).mT * f.r)
+        return mx.stop_gradient(root), mx.ones((shape[-1], 1), mx.float64)
 
 
-def inverse_of(kind, a, w, l2, f: Factor):
-    """R as a function of A, w and L."""
+def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: Factor) -> mx.array:
+    """R ``(..., n, n)`` in float64, differentiable in A, w and L."""
     with on_cpu():
         eye, zero = mx.eye(a.shape[-1], dtype=mx.float64), mx.zeros((1, 1), mx.float64)
         k = gram(a, w, f)
@@ -62,8 +67,10 @@ def inverse_of(kind, a, w, l2, f: Factor):
         return gram_normal(k, l2, eye, Inverse(f, "shared"))
 
 
-def solution_of(kind, a, b, w, l2, f: Factor, value):
-    """The solution as a function of A, b, w and L, in the dtype of A; ``value`` is what it is, in float64."""
+def solution_of(
+    kind: Kind, a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: Factor, value: mx.array
+) -> mx.array:
+    """The solution ``(..., n, k)`` in the dtype of A: the float64 constant ``value`` with its derivatives attached."""
     if kind == "truncated":
         return attach_solve(a, b, w, f, value)
     if kind == "feature":  # A factorization for each target, in general.
@@ -76,8 +83,7 @@ def _plain(kind, a, b, w, l2, *hints):
     *f, value = hints
     f = Factor(*f)
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
-    with large(a.dtype):
-        rest = astype(b - a @ x, mx.float64)
+    rest = _residual_in_dtype(a, b, x)
     with on_cpu():
         wide = astype(a, mx.float64)
         leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
@@ -102,12 +108,14 @@ def _plain_bar(kind, which):
     return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
 
 
-def _bars(kind, out, bar, b, w, f: Factor, half, u):
+def _bars(kind, out, bar, b, w, f: Factor, root, u):
     """The four cotangents by the products of U, as in the head of this file; None for what is no argument."""
     k, dtype, truncated, weighted = b.shape[-1], u.dtype, kind == "truncated", w.shape[-1] == u.shape[-2]
     with on_cpu():
-        rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], half))
-        kept, turn = (astype(x, dtype) for x in (f.kept[..., None, :], split_weight(f))) if truncated else (1, 0)
+        rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], root))
+        kept = turn = mx.ones((1, 1), dtype)  # for a truncated R only
+        if truncated:
+            kept, turn = astype(f.kept[..., None, :], dtype), astype(split_weight(f), dtype)
     with large(dtype):
         weight = w[..., None]
         gu, wu = (2 * g) * u, weight * u if weighted else u  # one weight for all rows is 1
@@ -128,8 +136,8 @@ def _bars(kind, out, bar, b, w, f: Factor, half, u):
         return a_bar, b_bar, w_bar, None
     with on_cpu():
         zeta, xi, c = (astype(x, mx.float64) for x in (zeta, xi, c))
-        zx = mx.sum((half @ zeta.mT) * (half @ xi.mT), axis=-1, keepdims=True)
-        l2_bar = -zx - mx.sum((half @ c) * half, axis=-1, keepdims=True) / 2
+        zx = mx.sum((root @ zeta.mT) * (root @ xi.mT), axis=-1, keepdims=True)
+        l2_bar = -zx - mx.sum((root @ c) * root, axis=-1, keepdims=True) / 2
     return a_bar, b_bar, w_bar, l2_bar
 
 
@@ -137,8 +145,8 @@ def _build(kind):
     plain_bars = [_plain_bar(kind, which) for which in range(4)]
 
     def vjp(out, bar, a, b, w, l2, *hints):
-        *hints, half, u = hints
-        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), half, u)
+        *hints, root, u = hints
+        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), root, u)
         pairs = zip(plain_bars, fast, strict=True)
         return [None if v is None else attached(a, b, w, l2, bar, *hints, v) for attached, v in pairs]
 
@@ -154,19 +162,39 @@ def _build(kind):
 _rules = {kind: _build(kind) for kind in ("truncated", "shared", "feature")}
 
 
-def attach_rows(kind, a, b, w, l2, f: Factor, x, half, u, value):
-    """Residuals and leverages ``(..., m, k + 1)``, float64: ``value``, with its derivatives.
+def attach_residuals_and_leverages(
+    kind: Kind,
+    a: mx.array,
+    b: mx.array,
+    w: mx.array,
+    l2: mx.array,
+    f: Factor,
+    x: mx.array,
+    root: mx.array,
+    u: mx.array,
+    value: mx.array,
+) -> mx.array:
+    """Residuals and leverages ``(..., m, k + 1)`` in float64: the constant ``value`` with its derivatives attached.
 
     Args:
-        kind: "truncated"; "shared", where ``f`` is the factor of A; or "feature", where it is that of K + L.
+        kind: See :data:`Kind`.
         a: ``(..., m, n)``.
         b: ``(..., m, k)``.
         w: ``(..., m)``, or ones ``(1,)``.
         l2: ``(..., 1 or n, 1)``, float64.
         f: A factor, without an axis for targets.
         x: The solution in float64.
-        half: W.
-        u: U in the dtype of ``a``.
-        value: The constant.
+        root: W, from :func:`inverse_root`.
+        u: U = A W in the dtype of ``a``.
+        value: Residuals and leverages as they were computed.
     """
-    return _rules[kind](a, b, w, l2, *f, x, half, u, value)
+    return _rules[kind](a, b, w, l2, *f, x, root, u, value)
+
+
+def _residual_in_dtype(a, b, x):
+    with large(a.dtype):
+        return astype(b - a @ x, mx.float64)
+
+
+#: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
+attach_residual = attach_like(_residual_in_dtype, 3, (2, 2, 2, 2))

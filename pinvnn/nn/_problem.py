@@ -5,39 +5,43 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._types import ArrayLike
 
 
-class Problem(NamedTuple):
-    """Rows without their weighted means, so that the intercept is gone from what is left to solve.
+class ReadoutProblem(NamedTuple):
+    """Features and targets less their weighted means: the intercept is then no unknown of the problem.
 
     Attributes:
         a: Centred features, ``(..., m, n)``.
         b: Centred targets, ``(..., m, k)``.
         w: Weights, ``(..., m)``, or None.
         l2: Penalty in float64, ``(1 or n, 1 or k)``; None for the solution of minimum norm.
-        total: Sum of the weights, or the number of rows, ``(...)`` in float64.
+        total_weight: Sum of the weights, or the number of rows, ``(...)`` in float64.
         means: Of the features, ``(..., 1, n)``, and of the targets, ``(..., 1, k)``; None without an intercept.
-        out: The dtype of results.
-        entries: The dtype whose precision the entries carry.
+        out_dtype: The dtype of results.
+        entry_dtype: The dtype in which features and targets were given, which decides on rank and accuracy; ``a`` may
+            be a float64 copy of float32 entries.
     """
 
     a: mx.array
     b: mx.array
     w: mx.array | None
     l2: mx.array | None
-    total: mx.array
+    total_weight: mx.array
     means: tuple[mx.array, mx.array] | None
-    out: mx.Dtype
-    entries: mx.Dtype
+    out_dtype: mx.Dtype
+    entry_dtype: mx.Dtype
 
     @property
-    def wide(self):
-        """Whether the dual form is the smaller one and serves: as many unknowns as rows, or more."""
+    def dual_is_smaller(self) -> bool:
+        """Whether the m x m form is smaller than the n x n one and applies: one penalty for all features."""
         by_feature = self.l2 is not None and self.l2.shape[-2] > 1
         return self.a.shape[-2] < self.a.shape[-1] and self.w is None and not by_feature
 
 
-def check_rows(name, x, y, weights, dims):
+def check_rows(
+    name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None, dims: tuple[int, int]
+) -> tuple[mx.array, mx.array, mx.array | None, bool]:
     """Arrays ``x`` (..., m, n), ``y`` (..., m, k), ``weights`` (..., m) or None, and whether ``y`` was a vector."""
     n, k = dims
     x = features(name, "x", x, n, 2)
@@ -61,7 +65,7 @@ def check_rows(name, x, y, weights, dims):
     return x, y, weights, vector
 
 
-def features(name, label, x, n, ndim=1):
+def features(name: str, label: str, x: ArrayLike, n: int, ndim: int = 1) -> mx.array:
     """An array whose last dimension is ``n``."""
     x = checks.array(name, label, x, ndim)
     if x.shape[-1] != n:
@@ -69,8 +73,15 @@ def features(name, label, x, n, ndim=1):
     return x
 
 
-def centred(x, y, weights, l2, bias: bool, double: bool = False) -> Problem:
-    """The :class:`Problem` of arrays that have been checked, in float64 if ``double``."""
+def centred(
+    x: mx.array,
+    y: mx.array,
+    weights: mx.array | None,
+    l2: mx.array | None,
+    bias: bool,
+    double: bool = False,
+) -> ReadoutProblem:
+    """The :class:`ReadoutProblem` of arrays that have been checked, converted to float64 if ``double``."""
     out, entries = dtypes.result(x, y), dtypes.working(x, y)
     work = mx.float64 if double else entries
     with large(work):
@@ -84,13 +95,14 @@ def centred(x, y, weights, l2, bias: bool, double: bool = False) -> Problem:
                 x = _without_noise(x, x_mean, entries)
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
-    return Problem(x, y, w, l2, total, means, out, entries)
+    return ReadoutProblem(x, y, w, l2, total, means, out, entries)
 
 
 def _centre(x, w):
-    """``x`` less its weighted mean, and the mean. What rounding leaves of a large mean goes in a second step.
+    """``x`` less its weighted mean, and the mean.
 
-    The first step is a constant for differentiation, since no shift changes the result.
+    The mean is taken twice: the first one of rows far from 0 is wrong by its rounding. It is a constant for
+    differentiation, since a shift of all rows does not change what the second step returns.
     """
     shift = mx.stop_gradient(_mean(x, w))
     x = x - shift
@@ -99,7 +111,10 @@ def _centre(x, w):
 
 
 def _without_noise(x, mean, dtype):
-    """Exact zeros for a feature that is constant up to rounding, which the rank would count if there were no other."""
+    """``x`` with exact zeros in features that are constant up to rounding.
+
+    If no feature varies, this noise would be the largest singular value, and count for the rank.
+    """
     noise = mx.max(mx.abs(x), axis=-2, keepdims=True) <= dtypes.eps(dtype) / 4 * mx.abs(mean)
     return x - mx.stop_gradient(mx.where(noise, x, mx.zeros_like(x)))
 

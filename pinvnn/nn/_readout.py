@@ -1,18 +1,27 @@
 """A linear layer whose weights are a least-squares fit."""
 
 import math
+from collections.abc import Iterable
 from numbers import Number
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .._factor import penalty_matrix
 from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._types import ArrayLike, Penalty
 from ._leave_one_out import errors, validation_score
-from ._problem import Problem, centred, check_rows, features
+from ._problem import ReadoutProblem, centred, check_rows, features
 from ._solution import smallest_objective, solve
 from ._uncertainty import Uncertainty, uncertainty
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+#: What leaving a row out takes away: the whole row, or weight 1 of it.
+Removed: TypeAlias = Literal["row", "unit"]
 
 
 class LeastSquaresReadout(nn.Module):
@@ -26,8 +35,8 @@ class LeastSquaresReadout(nn.Module):
 
     There are three ways to use it. :meth:`fit` stores the weights, and the layer is then an ``nn.Linear``. In training,
     :meth:`adapt` (fit on one part of a batch, loss on another) and :meth:`projected_loss` differentiate through the
-    fit, so that what comes before the readout is trained for the best readout. :meth:`loo_loss` does so on rows that
-    the fit has not seen, without a split.
+    fit: the layers before the readout are trained for the readout that fits their output best. :meth:`loo_loss` does
+    the same with the leave-one-out error in place of the training error, so that no validation split is needed.
 
     ``weight`` and ``bias`` are frozen, and stay so under ``unfreeze``: the closed form sets them. They are zero before
     the first fit. A compiled training step sets them by ``readout.weight, readout.bias = readout.solve(x, y)``.
@@ -49,9 +58,15 @@ class LeastSquaresReadout(nn.Module):
           zeros, as no rows do.
         - weight: ``(..., k, n)`` and bias: ``(..., k)``, as in ``nn.Linear``.
 
+    Attributes:
+        weight (array): ``(k, n)``, set by :meth:`fit`.
+        bias (array): ``(k,)``; there is none with ``bias=False``.
+        learn_l2 (bool): Whether ``l2`` is learned.
+        log_l2 (array): Logarithm of the penalty, a trainable parameter; there is none with ``learn_l2=False``.
+
     Raises:
-        ValueError: for shapes that do not fit, a negative ``l2``, or a learnable ``l2`` that is not positive.
-        TypeError: for what is no array.
+        ValueError: If shapes do not fit, ``l2`` is negative, or a learnable ``l2`` is not positive.
+        TypeError: If an argument is not array-like.
 
     Examples:
         >>> import mlx.core as mx
@@ -66,7 +81,14 @@ class LeastSquaresReadout(nn.Module):
         solvers, ICLR 2019, arXiv 1805.08136.
     """
 
-    def __init__(self, input_dims: int, output_dims: int, l2: Any = 0.0, bias: bool = True, learn_l2: bool = False):
+    weight: mx.array
+    bias: mx.array
+    log_l2: mx.array
+    learn_l2: bool
+
+    def __init__(
+        self, input_dims: int, output_dims: int, l2: Penalty = 0.0, bias: bool = True, learn_l2: bool = False
+    ) -> None:
         super().__init__()
         for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
             if not isinstance(dims, int) or dims < 1:
@@ -88,7 +110,7 @@ class LeastSquaresReadout(nn.Module):
             self._l2 = l2  # An array would be a parameter of the module, were it not for the underscore.
         self._no_grad = _Frozen({"weight", "bias"} & set(self))
 
-    def _fail(self, rule, got, remedy, method=None):
+    def _fail(self, rule: str, got: str, remedy: str, method: str | None = None) -> NoReturn:
         name = type(self).__name__
         checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
 
@@ -101,38 +123,45 @@ class LeastSquaresReadout(nn.Module):
         )
 
     @property
-    def l2(self):
+    def l2(self) -> float | mx.array:
         """The penalty: a number or an array; if it is learned, the exponential of ``log_l2``."""
         if not self.learn_l2:
             return self._l2
         with on_cpu():  # A power of e, since MLX's float64 exp is right to 1e-7 only.
             return mx.power(mx.array(math.e, mx.float64), self.log_l2.astype(mx.float64))
 
-    def _penalty(self):
+    def _penalty(self) -> mx.array | None:
         """The penalty as a two-dimensional float64 array, None for the number 0."""
         l2 = self.l2
         return None if isinstance(l2, Number) and l2 == 0 else penalty_matrix(l2)
 
     @property
-    def _dims(self):
+    def _dims(self) -> tuple[int, int]:
         return self.weight.shape[1], self.weight.shape[0]
 
-    def _rows(self, method, x, y, weights):
+    def _rows(
+        self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None
+    ) -> tuple[mx.array, mx.array, mx.array | None, bool]:
         return check_rows(f"{type(self).__name__}.{method}", x, y, weights, self._dims)
 
-    def _problem(self, method, x, y, weights, exact=False) -> tuple[Problem, bool]:
-        """The problem, ``exact`` in float64 if rows are so few that leverages come near to 1; was y a vector?"""
+    def _problem(
+        self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None, exact: bool = False
+    ) -> tuple[ReadoutProblem, bool]:
+        """The centred problem, and whether y was a vector.
+
+        With few rows leverages come near to 1, and what is left of 1 has few digits: ``exact`` takes float64 there.
+        """
         x, y, weights, vector = self._rows(method, x, y, weights)
         double = exact and x.shape[-2] <= 2 * x.shape[-1]
         return centred(x, y, weights, self._penalty(), "bias" in self, double), vector
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: ArrayLike) -> mx.array:
         """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
         x = features(type(self).__name__, "x", x, self._dims[0])
         with large(dtypes.working(x, self.weight)):
             return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
 
-    def fit(self, x, y, weights=None):
+    def fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "Self":
         """Solve for ``weight`` and ``bias``, store them, and return the layer. Eager: not for use in a transformation.
 
         Raises:
@@ -162,7 +191,9 @@ class LeastSquaresReadout(nn.Module):
             self.bias = bias
         return self
 
-    def solve(self, x, y, weights=None) -> tuple[mx.array, mx.array | None]:
+    def solve(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None
+    ) -> tuple[mx.array, mx.array | None]:
         """The fit as ``(weight, bias)``, differentiable and without state; bias is None if the layer has none.
 
         Args:
@@ -176,14 +207,16 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("solve", x, y, weights)
         with large(p.a.dtype):
             solution = solve(p)
-            weight = solution.mT.astype(p.out)
+            weight = solution.mT.astype(p.out_dtype)
             if p.means is None:
                 return weight, None
             x_mean, y_mean = p.means
-            return weight, (y_mean - x_mean @ solution)[..., 0, :].astype(p.out)
+            return weight, (y_mean - x_mean @ solution)[..., 0, :].astype(p.out_dtype)
 
-    def adapt(self, x, y, x_query, weights=None) -> mx.array:
-        """Fit on ``(x, y)`` and predict for ``x_query``, differentiable from end to end and without state.
+    def adapt(
+        self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None
+    ) -> mx.array:
+        """FactoredProblem on ``(x, y)`` and predict for ``x_query``, differentiable from end to end and without state.
 
         Args:
             x: Support ``(..., m, n)``.
@@ -200,10 +233,10 @@ class LeastSquaresReadout(nn.Module):
             x_query = x_query.astype(p.a.dtype)
             solution = solve(p)
             x_mean, y_mean = p.means or (0, 0)
-            out = ((x_query - x_mean) @ solution + y_mean).astype(p.out)
+            out = ((x_query - x_mean) @ solution + y_mean).astype(p.out_dtype)
             return out[..., 0] if vector else out
 
-    def projected_loss(self, x, y, weights=None) -> mx.array:
+    def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """The objective, penalty included, at its minimum over weight and bias, divided by m k: ``(...)``.
 
         The loss of variable projection: what is trained by it sees the best readout at every step. With a penalty its
@@ -218,9 +251,11 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("projected_loss", x, y, weights)
         loss = smallest_objective(p)
         with large(loss.dtype):
-            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.out)
+            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.out_dtype)
 
-    def loo_predictions(self, x, y, weights=None, removed: str = "row") -> mx.array:
+    def loo_predictions(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
+    ) -> mx.array:
         """What the fit to all other rows predicts for each row: exact leave-one-out, without a second fit.
 
         Differentiable at every order in ``x``, ``y``, ``weights`` and ``l2``. The intercept is theirs, too.
@@ -243,23 +278,27 @@ class LeastSquaresReadout(nn.Module):
         p, e, vector = self._errors("loo_predictions", x, y, weights, removed)
         with on_cpu():
             target = astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0)
-            out = (target - e).astype(p.out)
+            out = (target - e).astype(p.out_dtype)
             return out[..., 0] if vector else out
 
-    def loo_loss(self, x, y, weights=None, removed: str = "row") -> mx.array:
+    def loo_loss(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
+    ) -> mx.array:
         """Mean squared error of :meth:`loo_predictions`, ``(...)``: ``sum(w * e**2) / (k * sum(w))``."""
         p, e, _ = self._errors("loo_loss", x, y, weights, removed)
         with on_cpu():
             e = e * e if p.w is None else astype(p.w, mx.float64)[..., None] * e * e
-            return (mx.sum(e, axis=(-2, -1)) / (e.shape[-1] * p.total)).astype(p.out)
+            return (mx.sum(e, axis=(-2, -1)) / (e.shape[-1] * p.total_weight)).astype(p.out_dtype)
 
-    def _errors(self, method, x, y, weights, removed):
+    def _errors(
+        self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None, removed: str
+    ) -> tuple[ReadoutProblem, mx.array, bool]:
         if removed not in ("row", "unit"):
             self._fail('removed must be "row" or "unit"', f"{removed!r}", 'Take "row".', method)
         p, vector = self._problem(method, x, y, weights, exact=True)
         return p, errors(p, removed), vector
 
-    def gcv(self, x, y, weights=None) -> mx.array:
+    def gcv(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         r"""Generalized cross validation score, ``(...)``; the smaller, the better ``l2``.
 
         .. math::
@@ -275,9 +314,9 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("gcv", x, y, weights, exact=True)
         score = validation_score(p)
         with on_cpu():
-            return score.astype(p.out)
+            return score.astype(p.out_dtype)
 
-    def uncertainty(self, x, y, weights=None) -> Uncertainty:
+    def uncertainty(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> Uncertainty:
         """How sure the fit to ``(x, y)`` is of its weights and predictions, differentiable and without state.
 
         Args:
@@ -306,17 +345,18 @@ class _Frozen(set):
     An override of ``unfreeze`` would not do: that of a parent module reaches into this set.
     """
 
-    def __init__(self, names):
+    def __init__(self, names: set[str]) -> None:
         super().__init__(names)
         self.always = frozenset(names)
 
-    def clear(self):
+    def clear(self) -> None:
         self.intersection_update(self.always)
 
-    def difference_update(self, *others):
+    def difference_update(self, *others: Iterable[Any]) -> None:
         super().difference_update(*others)
         self.update(self.always)
 
 
-def all_true(condition) -> bool:
+def all_true(condition: mx.array) -> bool:
+    """Whether every entry is true. Evaluates."""
     return bool(mx.all(condition, stream=mx.cpu).item())

@@ -3,17 +3,17 @@
 from .._lstsq import lstsq
 from .._ridge import ridge
 from .._rules import envelope
-from ._problem import Problem
+from ._problem import ReadoutProblem
 
 
-def solve(p: Problem):
+def solve(p: ReadoutProblem):
     """The solution ``(..., n, k)`` in the dtype of the problem."""
     if p.l2 is None:
         return lstsq(p.a, p.b, weights=p.w).solution
     return ridge(p.a, p.b, p.l2, weights=p.w)
 
 
-def smallest_objective(p: Problem):
+def smallest_objective(p: ReadoutProblem):
     """The objective, penalty included, at its minimum over the solution, ``(...)``.
 
     The truncated solution of minimum norm is no minimizer, so there the gradient is taken through the solution; with a
@@ -21,4 +21,4 @@ def smallest_objective(p: Problem):
     """
     if p.l2 is None or p.a.size == 0 or p.b.size == 0:
         return envelope.objective(p.a, p.b, p.w, p.l2, solve(p))
-    return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entries)
+    return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype)

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx import astype, on_cpu
-from ._fit import Fit
+from ._fit import FactoredProblem
 from ._leave_one_out import intercept, merged, per_target, squares_and_freedom
-from ._problem import Problem
+from ._problem import ReadoutProblem
 
 
 class Uncertainty(NamedTuple):
-    r"""What :meth:`LeastSquaresReadout.uncertainty` returns. What is not used is not computed: MLX is lazy.
+    r"""What :meth:`LeastSquaresReadout.uncertainty` returns. All fields are lazy: MLX computes only those you evaluate.
 
     With :math:`R = (X_c^\top D X_c + \mathrm{diag}\,l)^{-1}` and the residual variance :math:`\sigma^2`, the covariance
     of the weights is :math:`\sigma^2 R`: without a penalty that of least squares (``scipy.stats.linregress``,
@@ -22,8 +22,9 @@ class Uncertainty(NamedTuple):
         residual_variance: ``(..., k)``: weighted sum of squared residuals over the degrees of freedom that are left.
         weight_covariance: ``(..., k, n, n)``.
         bias_variance: ``(..., k)``; None without an intercept.
-        leverage: ``(..., m, k)``, the derivative of each prediction by its own target. Sums to the next.
-        degrees_of_freedom: ``(..., k)``, effective, with the intercept: the rank where there is no penalty.
+        leverage: ``(..., m, k)``, the derivative of each prediction by its own target.
+        degrees_of_freedom: ``(..., k)``, effective, with the intercept: the sum of the leverages, and without a penalty
+            the rank (plus one).
         x_mean: ``(..., 1, n)``; zeros without an intercept.
         mean_variance: ``(..., k)``, of a prediction at ``x_mean``; zeros without an intercept.
     """
@@ -47,27 +48,27 @@ class Uncertainty(NamedTuple):
             return mx.sqrt(of_fit + rest[..., None, :]).astype(self.residual_variance.dtype)
 
 
-def uncertainty(p: Problem) -> Uncertainty:
-    """Of a problem that is not wide, or in float64."""
+def uncertainty(p: ReadoutProblem) -> Uncertainty:
+    """Covariance, leverages and degrees of freedom of a fit, from one factorization of its n x n form."""
     q = per_target(p)
-    f = Fit(q)
+    f = FactoredProblem(q)
     k = p.b.shape[-1]
     with on_cpu():
         squares, free = squares_and_freedom(p, f)
         variance = squares / free
         w = 1.0 if q.w is None else astype(q.w, mx.float64)
-        leverage = (w * (f.judged[..., -1] + intercept(q)))[..., None]
+        leverage = (w * (f.residuals_and_leverages[..., -1] + intercept(q)))[..., None]
         leverage = mx.broadcast_to(leverage, (*leverage.shape[:-1], k)) if q is p else merged(leverage)
-        used = mx.broadcast_to(p.total[..., None] - free, variance.shape)
-        covariance = variance[..., None, None] * (f.inverse[..., None, :, :] if q is p else f.inverse)
+        used = mx.broadcast_to(p.total_weight[..., None] - free, variance.shape)
+        covariance = variance[..., None, None] * (f.gram_inverse[..., None, :, :] if q is p else f.gram_inverse)
         of_mean, of_bias = mx.zeros_like(variance), None
         x_mean = mx.zeros((1, p.a.shape[-1]), mx.float64)
         if p.means is not None:
             x_mean = astype(p.means[0], mx.float64)
-            of_mean = variance / p.total[..., None]
+            of_mean = variance / p.total_weight[..., None]
             rows = x_mean[..., None, :, :]
             of_bias = of_mean + mx.sum((rows @ covariance) * rows, axis=(-2, -1))
-            of_bias = of_bias.astype(p.out)
+            of_bias = of_bias.astype(p.out_dtype)
         exact = (variance, covariance, leverage, used, x_mean, of_mean)
-        variance, covariance, leverage, used, x_mean, of_mean = (part.astype(p.out) for part in exact)
+        variance, covariance, leverage, used, x_mean, of_mean = (part.astype(p.out_dtype) for part in exact)
     return Uncertainty(variance, covariance, of_bias, leverage, used, x_mean, of_mean)
