@@ -1,5 +1,8 @@
 """The forward and the reverse derivative against each other, in any dtype."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
@@ -11,26 +14,27 @@ from ._trees import Flat, on_cpu_if_float64, random_like, to_numpy
 RTOL = {mx.float64: 1e-8, mx.float32: 1e-3, mx.complex64: 1e-3, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 
 
-def adjoint_check(fn, *inputs, rtol=None, seed=0):
+def adjoint_check(fn: Callable[..., Any], *inputs: Any, rtol: float | None = None, seed: int = 0) -> float:
     r"""Check that vjp and jvp of ``fn`` at ``inputs`` are adjoint: <w, J v> = <J^T w, v>, in the dtype of the inputs.
 
-    Takes one vjp and a jvp for each input alone and for all together, whatever their size. It cannot see an error that
-    both derivatives share: that is what :func:`gradcheck` is for. Products of complex arrays are those of their real
-    and imaginary parts, Re sum(conj(w) * Jv), which is the convention of MLX's complex gradients.
+    The cost is one vjp, and one jvp for each input alone and for all together, whatever their size. An error that both
+    derivatives share goes unseen; :func:`gradcheck` finds it. Inner products of complex arrays are those of their real
+    and imaginary parts, Re sum(conj(w) * Jv), the convention of MLX's complex gradients.
 
     Args:
-        fn: A function of the inputs that returns an array or a tree of arrays.
+        fn (callable): A function of the inputs that returns an array or a tree of arrays.
         inputs: Arrays, trees of arrays or :class:`mlx.nn.Module`\ s, as in :func:`gradcheck`, of any dtype.
-        rtol: Allowed difference relative to the sum of absolute products. Default, by the coarsest dtype in sight: 1e-8
-            for float64, 1e-3 for float32 and complex64, 2e-2 for float16, 1e-1 for bfloat16.
-        seed: Seed of the random v and w. Failures print it.
+        rtol (float): Allowed difference relative to the sum of absolute products. Default, by the least
+            precise dtype of all inputs and outputs: 1e-8 for float64, 1e-3 for float32 and complex64, 2e-2 for
+            float16, 1e-1 for bfloat16.
+        seed (int): Seed of the random v and w. Failures print it. Default: ``0``.
 
     Returns:
         float: The largest relative difference that was found.
 
     Raises:
         AssertionError: The two are not adjoint; the message names the input.
-        TypeError: There is no input or output that has a derivative.
+        TypeError: No input, or no output, has a floating or complex dtype.
 
     Example:
         >>> import mlx.core as mx
@@ -72,7 +76,7 @@ def check_adjoint(problem: Problem, rtol: float, seed: int) -> float:
     return worst
 
 
-def _products(xs, ys) -> tuple[float, float]:
+def _products(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[float, float]:
     """The real inner product of two lists of arrays, and the sum of the absolute products in it."""
     pairs = list(zip(xs, ys, strict=True))
     return sum(inner(x, y) for x, y in pairs), sum(inner(np.abs(x), np.abs(y)) for x, y in pairs)

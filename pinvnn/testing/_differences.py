@@ -1,23 +1,27 @@
 """Finite differences that choose their own step.
 
-A difference quotient is wrong by truncation when the step is large and by the noise of the function when it is small.
-Neither is known beforehand: float64 ``exp``, ``sin`` and ``cos`` of MLX carry noise of 1e-7 to 1e-5, and a nearly
-singular matrix leaves the series no room. So central differences at halved steps are extrapolated (Ridders 1982,
-Advances in Engineering Software 4(2), 75-76), each row gets an honest error, and the row with the least is the answer.
+A difference quotient has a truncation error, which grows with the step, and a rounding error, which grows as the step
+shrinks. Neither is known beforehand: float64 ``exp``, ``sin`` and ``cos`` of MLX carry noise of 1e-7 to 1e-5, and near
+a pole (a nearly singular matrix) the Taylor series converges for tiny steps only. So central differences at halved
+steps are extrapolated (Ridders 1982, Advances in Engineering Software 4(2), 75-76), the error of each extrapolation is
+estimated from the other steps, and the one with the smallest estimate is the answer.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 # Steps are relative to the size of the input, so that the check is the same at 1e-30 and at 1e30.
 STEPS = 2.0 ** -np.arange(3, 37)
-WITNESSES = 4  # smaller steps that a row must have under it before its error is believed
+WITNESSES = 4  # a row needs this many rows of smaller steps before its error is believed
+
+#: From a list of numbers t to an array (len(t), outputs): the function along a line.
+Line: TypeAlias = Callable[[Sequence[float]], np.ndarray]
 
 
 class Slope(NamedTuple):
-    """Derivatives along a line: for each output the value, an estimate of its error and the step that gave it."""
+    """Derivatives along a line: for each output the value, an estimate of its error and the step it came from."""
 
     value: np.ndarray
     error: np.ndarray
@@ -25,25 +29,26 @@ class Slope(NamedTuple):
 
 
 class Differences:
-    """Finite differences of one function. Remembers which step served last, to begin with it.
+    """Finite differences of one function. Each search begins with the step that served best last time.
 
     Args:
-        eps: The relative step. Default: found for each line.
+        eps: The relative step. Default: chosen for each line.
     """
 
-    def __init__(self, eps: float | None = None):
+    def __init__(self, eps: float | None = None) -> None:
         self._steps = STEPS if eps is None else np.array([1.0, 0.5, 0.25]) * eps
         self._guess = 6 if eps is None else 0
         self._fixed = eps is not None
 
-    def slope(self, line: Callable, sizes: list[float], expected: np.ndarray, enough: np.ndarray) -> Slope:
+    def slope(self, line: Line, sizes: Sequence[float], expected: np.ndarray, enough: np.ndarray) -> Slope:
         """Derivative of ``line`` at 0.
 
         Args:
-            line: From a list of numbers t to an array (len(t), outputs), the function along a line.
-            sizes: Sizes that t may be measured in, falling; the first is the usual one.
-            expected: What the derivative should be. A first result, from six evaluations, is taken if it is that,
-            enough: up to this error, its own included. Otherwise all steps are tried.
+            line: The function along a line.
+            sizes: Units of t to try, largest first; the first is the usual one.
+            expected: The derivative under test, ``(outputs,)``. If the first six evaluations confirm it, the search
+                ends with them; otherwise all steps are tried.
+            enough: Up to which difference, the estimated error included, they confirm it, ``(outputs,)``.
         """
         first = Slope(*(part[0] for part in _rows(line, sizes[0] * self._steps[self._guess : self._guess + 3])))
         if self._fixed or np.all(np.abs(first.value - expected) + first.error <= enough):
@@ -58,8 +63,8 @@ class Differences:
         return best
 
 
-def _rows(line, steps) -> Slope:
-    """A row for each step, but the last two: the extrapolation of it and the next two central differences."""
+def _rows(line: Line, steps: np.ndarray) -> Slope:
+    """A row for each step but the last two: extrapolated from the central differences at it and the next two."""
     with np.errstate(all="ignore"):
         ahead, behind = np.split(line([*steps, *-steps]), 2)
         central = (ahead - behind) / (2 * steps[:, None])
@@ -77,12 +82,12 @@ def _rows(line, steps) -> Slope:
 
 
 def _honest(rows: Slope) -> np.ndarray:
-    """Errors that the rows of other steps bear out.
+    """The errors of all rows, raised where the rows of other steps contradict them.
 
-    Noise of size e_j h_j that is seen at a smaller step h_j makes an error of e_j h_j / h_k here, even if neighbours
-    agree by chance. Where rows contradict each other, a larger step that knows its value is right: within its own
-    rounding steps, a function of fewer digits is smooth and has another slope. Else the smaller step is right: larger
-    ones have passed a pole, where no two agree.
+    An error e_j at a smaller step h_j shows noise e_j h_j in the function, which makes an error of e_j h_j / h_k at
+    step h_k, even where neighbouring rows agree by chance. Where two rows contradict each other, the larger step is
+    right if its error is small: a function computed in fewer digits is a staircase, and inside of one stair its slope
+    is another. If no larger step has a small error, the smaller step is right: the larger ones cross a pole.
     """
     value, error, step = rows
     known = np.isfinite(error)
@@ -98,8 +103,8 @@ def _honest(rows: Slope) -> np.ndarray:
     return error
 
 
-def _refuted(value, error, other, other_error):
-    """``error``, or the distance to ``other`` where that is further away than both errors explain."""
+def _refuted(value: np.ndarray, error: np.ndarray, other: np.ndarray, other_error: np.ndarray) -> np.ndarray:
+    """``error``, or the distance to ``other`` where both errors do not explain that distance."""
     with np.errstate(invalid="ignore"):
         gap = np.abs(value - other)
         return np.where(gap > 3 * (error + other_error), gap, error)

@@ -1,5 +1,8 @@
 """Derivatives against finite differences."""
 
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias
+
 import mlx.core as mx
 import numpy as np
 
@@ -7,34 +10,46 @@ from ._slopes import Problem, jvp_groups, vjp_groups
 from ._trees import Flat, inexact, on_cpu_if_float64, to_numpy
 from ._verdict import Tolerance, judge, precision_of
 
+#: A derivative to check.
+Mode: TypeAlias = Literal["vjp", "jvp"]
 GROUPS = {"vjp": vjp_groups, "jvp": jvp_groups}
 
 
-def gradcheck(fn, *inputs, modes=("vjp", "jvp"), order=1, eps=None, rtol=None, atol=None, seed=0):
+def gradcheck(
+    fn: Callable[..., Any],
+    *inputs: Any,
+    modes: Collection[Mode] = ("vjp", "jvp"),
+    order: int = 1,
+    eps: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+) -> float:
     r"""Check the derivatives of ``fn`` at ``inputs`` against finite differences.
 
     ``"vjp"`` moves the entries of every input one by one and compares with the gradient of a random combination of
     the outputs, for each output alone and all together. ``"jvp"`` compares the derivative along a random direction,
-    for each input alone and all together. ``order=2`` then does the same to the first derivative, as a function of
-    the inputs and of the cotangent: vjp of vjp and jvp of vjp. Of an input with more than 64 entries, 64 chosen at
-    random are moved, and all together along a random direction.
+    for each input alone and all together. ``order=2`` then checks the first derivative in the same way, as a function
+    of the inputs and of the cotangent: vjp of vjp and jvp of vjp. Of an input with more than 64 entries, 64 chosen at
+    random are moved one by one, and all together along a random direction.
 
-    The step is chosen from the noise of ``fn`` that is seen, for each line anew. MLX's float64 ``exp``, ``sin``,
-    ``cos``, ``erf``, ``sigmoid``, ``softmax`` and ``logsumexp`` are right to 1e-7 .. 1e-5 only, so that functions that
-    use them are checked less closely.
+    The step is chosen for each line from the noise that ``fn`` shows. MLX's float64 ``exp``, ``sin``, ``cos``,
+    ``erf``, ``sigmoid``, ``softmax`` and ``logsumexp`` are right to 1e-7 .. 1e-5 only; functions that use them are
+    checked to as many digits as they have.
 
     Args:
-        fn: A function of the inputs that returns an array or a tree of arrays.
+        fn (callable): A function of the inputs that returns an array or a tree of arrays.
         inputs: Arrays, trees of arrays or :class:`mlx.nn.Module`\ s (whose trainable parameters are inputs). Arrays
             are float64, or complex64, for which MLX has no wider type: those are checked in real coordinates to 2e-3.
-            Integer arrays and anything that is no array are passed on unchanged.
-        modes: ``"vjp"``, ``"jvp"`` or both.
-        order: Derivatives up to this order are checked.
-        eps: Step, relative to the largest entry of an input. Default: chosen as said above.
-        rtol: Allowed error relative to the largest derivative with respect to an input (of an output, for jvp).
-            Default: 1e-6 (2e-3 with complex64), or as much more as the noise demands, up to 1e-3 (2e-2).
-        atol: Allowed absolute error. Default: what rounding may leave of a zero, 1e-9 (1e-4) of abs(fn) / abs(input).
-        seed: Seed of the random directions. Failures print it.
+            Integer arrays, numbers, strings and None are passed to ``fn`` unchanged.
+        modes (tuple(str)): ``"vjp"``, ``"jvp"`` or both. Default: both.
+        order (int): Derivatives up to this order are checked. Default: ``1``.
+        eps (float): Step, relative to the largest entry of an input. Default: chosen as said above.
+        rtol (float): Allowed error relative to the largest derivative with respect to an input (for jvp: of an
+            output). Default: 1e-6 (2e-3 with complex64), or as much more as the noise demands, up to 1e-3 (2e-2).
+        atol (float): Allowed absolute error. Default: 1e-9 (1e-4) of abs(fn) / abs(input), which rounding may make of
+            a zero.
+        seed (int): Seed of the random directions. Failures print it. Default: ``0``.
 
     Returns:
         float: The largest relative error that was found.
@@ -73,7 +88,9 @@ def gradcheck(fn, *inputs, modes=("vjp", "jvp"), order=1, eps=None, rtol=None, a
         return check_derivatives(problem, modes, order, eps, tolerance, seed)
 
 
-def check_derivatives(problem: Problem, modes, order: int, eps, tolerance: Tolerance, seed: int) -> float:
+def check_derivatives(
+    problem: Problem, modes: Collection[Mode], order: int, eps: float | None, tolerance: Tolerance, seed: int
+) -> float:
     """The largest relative error of all derivatives up to ``order``; AssertionError if one is wrong."""
     rng = np.random.default_rng(seed)
     worst = 0.0
@@ -87,7 +104,7 @@ def check_derivatives(problem: Problem, modes, order: int, eps, tolerance: Toler
     return worst
 
 
-def _validate(modes, order):
+def _validate(modes: Any, order: Any) -> None:
     if isinstance(modes, str) or not modes or not set(modes) <= {"vjp", "jvp"}:
         rule = 'modes must be a tuple of "vjp" and "jvp"'
         raise ValueError(f'[pinvnn.testing.gradcheck] {rule}, but got {modes!r}. Pass ("vjp",), say.')
@@ -95,7 +112,7 @@ def _validate(modes, order):
         raise ValueError(f"[pinvnn.testing.gradcheck] order must be 1 or more, but got {order!r}. Pass 1 or 2.")
 
 
-def _require_precision(flat: Flat):
+def _require_precision(flat: Flat) -> None:
     named = [*zip(flat.names, flat.arrays, strict=True), *zip(flat.output_names, flat.outputs, strict=True)]
     wide = {mx.float64, mx.complex64}
     if any(a.dtype == mx.complex64 for _, a in named):
@@ -110,7 +127,7 @@ def _require_precision(flat: Flat):
             )
 
 
-def _require_values(problem: Problem):
+def _require_values(problem: Problem) -> None:
     once, again = ([to_numpy(out) for out in problem.outputs(problem.args)] for _ in range(2))
     for name, first, second in zip(problem.output_names, once, again, strict=True):
         if not np.all(np.isfinite(first)):

@@ -1,26 +1,35 @@
 """Matrices whose singular values are known."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
 
-def random_matrix(shape, rank=None, cond=None, dtype=mx.float32, seed=0):
+def random_matrix(
+    shape: Sequence[int],
+    rank: int | None = None,
+    cond: float | None = None,
+    dtype: mx.Dtype = mx.float32,
+    seed: int = 0,
+) -> mx.array:
     """A random matrix of given rank and condition, the same for the same seed.
 
     Args:
-        shape: ``(..., m, n)``; the matrices of a batch are drawn independently.
-        rank: Number of non-zero singular values. Default: ``min(m, n)``.
-        cond: Ratio of the largest to the smallest non-zero singular value. They are then spaced geometrically from 1
-            down to 1 / cond. Default: a Gaussian matrix, or a product of two, with the singular values this gives.
-        dtype: A floating or complex dtype. The matrix is formed in double precision and rounded once, so what should be
-            zero is about eps times the largest singular value.
-        seed: Seed of a generator of its own; no global random state is read or changed.
+        shape (tuple(int)): ``(..., m, n)``; the matrices of a batch are drawn independently.
+        rank (int): Number of non-zero singular values. Default: ``min(m, n)``.
+        cond (float): Ratio of the largest to the smallest non-zero singular value; the singular values are then spaced
+            geometrically from 1 down to 1 / cond. Default: the matrix is Gaussian, or for a lower ``rank`` the product
+            of two Gaussian matrices, and its singular values are random.
+        dtype (Dtype): A floating or complex dtype. The matrix is formed in double precision and rounded once, so that
+            its zero singular values are about eps times the largest. Default: ``float32``.
+        seed (int): Seed of a generator of its own; no global random state is read or changed. Default: ``0``.
 
     Returns:
-        array: ``shape``, of ``dtype``.
+        array: Of shape ``shape`` and ``dtype``.
 
     Raises:
-        TypeError: ``dtype`` is no floating or complex dtype.
+        TypeError: ``dtype`` is neither floating nor complex.
         ValueError: ``shape`` has less than two dimensions, ``rank`` does not fit it, or ``cond`` is below 1.
 
     Example:
@@ -36,7 +45,7 @@ def random_matrix(shape, rank=None, cond=None, dtype=mx.float32, seed=0):
     rank = min(m, n) if rank is None else rank
     rng = np.random.default_rng(seed)
 
-    def gaussian(*last):
+    def gaussian(*last: int) -> np.ndarray:
         x = rng.normal(size=(*batch, *last))
         return x + 1j * rng.normal(size=x.shape) if dtype == mx.complex64 else x
 
@@ -51,7 +60,7 @@ def random_matrix(shape, rank=None, cond=None, dtype=mx.float32, seed=0):
     return mx.array(a, dtype=mx.float64).astype(dtype, stream=mx.cpu) if not np.iscomplexobj(a) else mx.array(a, dtype)
 
 
-def _validate(shape, rank, cond, dtype):
+def _validate(shape: tuple[int, ...], rank: int | None, cond: float | None, dtype: mx.Dtype) -> None:
     where = "[pinvnn.testing.random_matrix]"
     if not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.inexact):
         raise TypeError(f"{where} dtype must be floating or complex, but got {dtype}. Pass mx.float64, say.")

@@ -1,6 +1,6 @@
 """Each derivative of a function of arrays beside its finite difference, as groups for the verdict."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,17 +9,18 @@ import numpy as np
 
 from ._differences import Differences, Slope
 from ._lifts import jvp_of, vjp_of
-from ._trees import Flat, inexact, random_like, to_numpy
+from ._trees import Flat, FlatFunction, inexact, random_like, to_numpy
 from ._verdict import Group, Tolerance
 
-MAX_ENTRIES = 64  # of one input that are moved one by one; of a larger one, a random choice and a random direction
+# Of an input with more entries than this, that many chosen at random are moved one by one, and all together.
+MAX_ENTRIES = 64
 
 
 class Problem(NamedTuple):
-    """A function at a point. ``names`` are those of ``args``, ``output_names`` those of the inexact outputs."""
+    """A function at a point: ``names`` for its ``args``, ``output_names`` for its inexact outputs."""
 
     title: str
-    call: Callable
+    call: FlatFunction
     args: list[mx.array]
     names: list[str]
     output_names: list[str]
@@ -30,7 +31,7 @@ class Problem(NamedTuple):
         names = [name for name, out in zip(flat.output_names, flat.outputs, strict=True) if inexact(out)]
         return cls("fn", flat, flat.arrays, flat.names, names)
 
-    def outputs(self, args) -> list[mx.array]:
+    def outputs(self, args: Sequence[mx.array]) -> list[mx.array]:
         """The outputs that have derivatives."""
         return [out for out in self.call(*args) if inexact(out)]
 
@@ -38,7 +39,7 @@ class Problem(NamedTuple):
         """Places of the arguments that have derivatives."""
         return [i for i, a in enumerate(self.args) if inexact(a)]
 
-    def along(self, ts, directions: dict[int, np.ndarray]) -> list[list[np.ndarray]]:
+    def along(self, ts: Sequence[float], directions: dict[int, np.ndarray]) -> list[list[np.ndarray]]:
         """The outputs at args + t * directions for every t, evaluated together."""
         base = {i: to_numpy(self.args[i]) for i in directions}
         rows = []
@@ -51,7 +52,7 @@ class Problem(NamedTuple):
         return [[to_numpy(out) for out in row] for row in rows]
 
     def lifted(self, mode: str, rng: np.random.Generator) -> "Problem":
-        """The derivative as a function at a point: of the arguments and of the cotangents or tangents."""
+        """The derivative at this point, as a function of the arguments and of the cotangents or tangents."""
         moved = [self.names[i] for i in self.inputs()]
         if mode == "vjp":
             lift, extra, gives = vjp_of, self.outputs(self.args), [f"gradient of {name}" for name in moved]
@@ -65,35 +66,35 @@ class Problem(NamedTuple):
 
 
 def size_of(x: np.ndarray) -> float:
-    """A power of two near the largest entry, 1 if there is none: steps are measured in it."""
+    """The unit of a step: a power of two near the largest absolute entry; 1 for zeros or no entries."""
     largest = float(np.max(np.abs(x), initial=0.0))
     return 2.0 ** np.round(np.log2(largest)) if largest > 0 else 1.0
 
 
 def sizes_of(x: np.ndarray) -> np.ndarray:
-    """The same for each entry: its own where it is far smaller than the largest, for it may need smaller steps."""
+    """The unit of a step for each entry: its own power of two where it is far smaller than the largest entry."""
     own, size = np.abs(x), size_of(x)
     small = (own > 0) & (own < size * 2.0**-10)
     return np.where(small, 2.0 ** np.round(np.log2(own, where=small, out=np.zeros_like(own))), size)
 
 
 def each_and_all(count: int) -> list[list[int]]:
-    """[[0], [1], ..., [0, 1, ...]]: a rule may be wrong for one part, or for parts together."""
+    """[[0], [1], ..., [0, 1, ...]]: each part alone and all together, for a rule may be wrong in one of them only."""
     return [*([i] for i in range(count)), *([list(range(count))] if count > 1 else [])]
 
 
 def only(parts: list[mx.array], chosen: list[int]) -> list[mx.array]:
-    """The parts, zero where they are not chosen."""
+    """The chosen parts, and zeros in place of the others."""
     return [part if i in chosen else mx.zeros_like(part) for i, part in enumerate(parts)]
 
 
 def inner(x: np.ndarray, y: np.ndarray) -> float:
-    """<x, y> over the reals."""
+    """Re sum(conj(x) y), the inner product of the real and imaginary parts."""
     return float(np.real(np.sum(np.conj(x) * y)))
 
 
-def _moves(x: np.ndarray, rng) -> Iterator[tuple[str, np.ndarray, list[float]]]:
-    """(label, direction, sizes of a step) of the lines along which an input is moved."""
+def _moves(x: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, list[float]]]:
+    """The lines along which an input is moved: a label, the direction, and the units of a step to try."""
     entries = list(np.ndindex(x.shape))
     size, own = size_of(x), sizes_of(x)
     units = ((1.0, ""), (1j, ", imaginary part"))[: 1 + np.iscomplexobj(x)]
@@ -109,7 +110,9 @@ def _moves(x: np.ndarray, rng) -> Iterator[tuple[str, np.ndarray, list[float]]]:
             yield f"index {index}{part}", direction, sorted({size, float(own[index])}, reverse=True)
 
 
-def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Group]:
+def vjp_groups(
+    problem: Problem, eps: float | None, tolerance: Tolerance, rng: np.random.Generator
+) -> Iterator[Group]:
     """Gradients of random combinations of the outputs, with respect to each entry of each input."""
     outputs = problem.outputs(problem.args)
     cotangents = [random_like(out, rng) for out in outputs]
@@ -121,7 +124,7 @@ def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
     sums = np.array([sum(terms[j] for j in some) for some in chosen])
     differences = Differences(eps)
 
-    def line(ts, i, direction):
+    def line(ts: Sequence[float], i: int, direction: np.ndarray) -> np.ndarray:
         rows = problem.along(ts, {i: direction})
         parts = np.array([[inner(w, out) for w, out in zip(weights, row, strict=True)] for row in rows])
         return np.stack([parts[:, some].sum(1) for some in chosen], axis=1)
@@ -142,7 +145,9 @@ def vjp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
                 yield Group(problem.names[i], of, labels, np.array(expected)[:, c], slope, floors[c])
 
 
-def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Group]:
+def jvp_groups(
+    problem: Problem, eps: float | None, tolerance: Tolerance, rng: np.random.Generator
+) -> Iterator[Group]:
     """Derivatives of each entry of each output, along random directions in the inputs."""
     outputs = [to_numpy(out) for out in problem.outputs(problem.args)]
     inputs = problem.inputs()
@@ -153,7 +158,7 @@ def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
     cuts = np.cumsum([out.size for out in outputs])[:-1]
     floors = [float(tolerance.floor(np.max(np.abs(out), initial=0.0))) for out in outputs]
 
-    def line(ts, directions):
+    def line(ts: Sequence[float], directions: dict[int, np.ndarray]) -> np.ndarray:
         return np.array([np.concatenate([out.ravel() for out in row]) for row in problem.along(ts, directions)])
 
     for some in each_and_all(len(inputs)):
@@ -171,6 +176,6 @@ def jvp_groups(problem: Problem, eps, tolerance: Tolerance, rng) -> Iterator[Gro
             yield Group(name, along, labels, part, Slope(*one), floor)
 
 
-def listed(names: list[str], chosen: list[int]) -> str:
-    """The chosen names, for a message."""
+def listed(names: Sequence[str], chosen: Sequence[int]) -> str:
+    """The chosen names, separated by commas."""
     return ", ".join(names[j] for j in chosen)

@@ -1,50 +1,64 @@
 """Every transform of MLX against a reference computed without it."""
 
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias
+
 import mlx.core as mx
 import numpy as np
 
 from ._adjoint import check_adjoint
-from ._gradcheck import check_derivatives
+from ._gradcheck import Mode, check_derivatives
 from ._slopes import Problem
-from ._transforms import Case, chains, jvp, vjp
+from ._transforms import Case, Chain, chains, jvp, vjp
 from ._trees import Flat, on_cpu_if_float64, to_numpy
 from ._verdict import Tolerance, precision_of
 
-TRANSFORMS = ("vjp", "jvp", "vmap", "compile", "checkpoint")
-# Allowed differences from a reference that computes in another order. float64 is held to no more than MLX's exp, sin
-# and cos, which differ by 1e-5 between a vector and its elements.
+#: A transform to check.
+TransformName: TypeAlias = Literal["vjp", "jvp", "vmap", "compile", "checkpoint"]
+TRANSFORMS: tuple[TransformName, ...] = ("vjp", "jvp", "vmap", "compile", "checkpoint")
+# Allowed differences from a reference that computes in another order. In float64 MLX's exp, sin and cos differ by 1e-5
+# between a vector and its elements, so that no closer tolerance would hold.
 RTOL = {mx.float64: 1e-4, mx.float32: 1e-2, mx.complex64: 1e-2, mx.float16: 5e-2, mx.bfloat16: 2e-1}
 SHOWN = 8  # failures that a message spells out
 
 
-def transform_check(fn, *inputs, transforms=TRANSFORMS, rtol=None, seed=0):
-    r"""Check ``fn`` at ``inputs`` under every transform of MLX, nested in pairs, each against a reference without it.
+def transform_check(
+    fn: Callable[..., Any],
+    *inputs: Any,
+    transforms: Collection[TransformName] = TRANSFORMS,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> int:
+    r"""Check ``fn`` at ``inputs`` under each transform of MLX, alone and nested, against a reference without it.
 
     - vjp, jvp and both derivatives of the vjp: against finite differences (float64, complex64), and against each
       other in every dtype.
     - vmap over every axis of every input, together, alone, with others not mapped, and nested: against a loop.
     - compile, at other values than it was traced with, and checkpoint: against the plain function.
-    - Each of the four derivatives of each of these, each of these of each derivative, and pairs of these.
+    - Nested: each of the four derivatives of each of vmap, compile and checkpoint; each of these three of each
+      derivative; and pairs of the three.
 
-    What MLX cannot do for its own functions is left out: the jvp of the gradient of a checkpoint.
+    The jvp of the gradient of a checkpoint is left out, since MLX has none.
 
     Args:
-        fn: A function of the inputs that returns an array or a tree of arrays, such as a custom function.
+        fn (callable): A function of the inputs that returns an array or a tree of arrays, such as a custom function.
         inputs: Arrays, trees of arrays or :class:`mlx.nn.Module`\ s, as in :func:`gradcheck`, of any dtype. For vmap
-            they are stacked with copies that differ by a power of two. Where ``fn`` is not finite there is nothing to
-            compare derivatives with, but NaN has to stay NaN under every transform.
-        transforms: The ones to check, from ``"vjp"``, ``"jvp"``, ``"vmap"``, ``"compile"`` and ``"checkpoint"``.
-        rtol: Allowed difference from a reference, relative to its largest entry. Default, by the coarsest dtype in
-            sight: 1e-4 for float64, 1e-2 for float32 and complex64, 5e-2 for float16, 2e-1 for bfloat16.
-        seed: Seed of the random directions. Failures print it.
+            they are stacked with copies that differ by a power of two. Where ``fn`` is not finite no derivatives are
+            compared, but NaN has to stay NaN under every transform.
+        transforms (tuple(str)): The ones to check, from ``"vjp"``, ``"jvp"``, ``"vmap"``, ``"compile"`` and
+            ``"checkpoint"``. Default: all.
+        rtol (float): Allowed difference from a reference, relative to its largest entry. Default, by the least precise
+            dtype of all inputs and outputs: 1e-4 for float64, 1e-2 for float32 and complex64, 5e-2 for float16, 2e-1
+            for bfloat16.
+        seed (int): Seed of the random directions. Failures print it. Default: ``0``.
 
     Returns:
-        int: How many transforms and nestings of them were compared.
+        int: How many transforms and nested transforms were compared.
 
     Raises:
         AssertionError: Some are wrong or raise; the message lists them.
-        TypeError: There is no input or output that has a derivative.
-        ValueError: ``transforms`` are none of those above.
+        TypeError: No input, or no output, has a floating or complex dtype.
+        ValueError: ``transforms`` is empty or names another one.
 
     Example:
         >>> import mlx.core as mx
@@ -75,8 +89,10 @@ def transform_check(fn, *inputs, transforms=TRANSFORMS, rtol=None, seed=0):
     return len(grid)
 
 
-def _derivatives(base: Case, flat: Flat, transforms, rtol, seed) -> tuple[list[str], list[str]]:
-    """The transforms worth nesting, and what is wrong with the derivatives by themselves."""
+def _derivatives(
+    base: Case, flat: Flat, transforms: Collection[TransformName], rtol: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """The transforms that do not raise by themselves, and the failures of the derivatives."""
     rng = np.random.default_rng(seed)
     failures, broken = [], set()
     for chain in [(vjp,), (jvp,), (vjp, vjp), (vjp, jvp)]:
@@ -85,7 +101,7 @@ def _derivatives(base: Case, flat: Flat, transforms, rtol, seed) -> tuple[list[s
             if text:
                 failures.append(f"{name}: {text}")
                 broken.add(chain[-1].__name__)
-    modes = [mode for mode in ("vjp", "jvp") if mode in transforms and mode not in broken]
+    modes: list[Mode] = [mode for mode in ("vjp", "jvp") if mode in transforms and mode not in broken]
     for check in _derivative_checks(flat, modes, rtol, rng, seed):
         try:
             check()
@@ -94,11 +110,14 @@ def _derivatives(base: Case, flat: Flat, transforms, rtol, seed) -> tuple[list[s
     return [name for name in transforms if name not in broken], failures
 
 
-def _derivative_checks(flat: Flat, modes, rtol, rng, seed) -> list:
-    """Finite differences where the dtype allows, and each mode against the other."""
+def _derivative_checks(
+    flat: Flat, modes: list[Mode], rtol: float, rng: np.random.Generator, seed: int
+) -> list[Callable[[], float]]:
+    """Checks against finite differences where the dtype allows, and of vjp against jvp."""
     if not modes or not all(bool(mx.all(mx.isfinite(out))) for out in flat.outputs):
         return []
-    problem, connected, checks = Problem.of(flat), flat.inexact_arrays(), []
+    problem, connected = Problem.of(flat), flat.inexact_arrays()
+    checks: list[Callable[[], float]] = []
     if all(a.dtype in (mx.float64, mx.complex64) for a in connected):
         tolerance = Tolerance(precision_of(connected), None, None)
         checks.append(lambda: check_derivatives(problem, modes, 2, None, tolerance, seed))
@@ -108,8 +127,8 @@ def _derivative_checks(flat: Flat, modes, rtol, rng, seed) -> list:
     return checks
 
 
-def _run(base: Case, chain, rng, rtol: float) -> tuple[str, str | None]:
-    """The name of a chain of transforms and what is wrong with it, None if nothing is."""
+def _run(base: Case, chain: Chain, rng: np.random.Generator, rtol: float) -> tuple[str, str | None]:
+    """The name of a chain of transforms and its failure, None if it passes."""
     case = base
     try:
         for transform in chain:
@@ -120,7 +139,7 @@ def _run(base: Case, chain, rng, rtol: float) -> tuple[str, str | None]:
 
 
 def failure(case: Case, rtol: float) -> str | None:
-    """What is wrong with a case, None if nothing is."""
+    """The first difference between a case and its reference, None if they agree."""
     for point in case.points:
         try:
             got, expected = case.tested(*point), case.reference(*point)
@@ -136,7 +155,7 @@ def failure(case: Case, rtol: float) -> str | None:
     return None
 
 
-def _difference(got, expected, rtol):
+def _difference(got: np.ndarray, expected: np.ndarray, rtol: float) -> str | None:
     scale = np.max(np.abs(expected), where=np.isfinite(expected), initial=0.0)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore"):

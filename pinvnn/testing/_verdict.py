@@ -1,5 +1,6 @@
-"""Derivatives and finite differences side by side: which are wrong, which cannot be told, and how to say so."""
+"""Compares derivatives with finite differences: which are wrong, which cannot be judged, and the message."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -9,12 +10,12 @@ from ._differences import Slope
 
 
 class Precision(NamedTuple):
-    """What can be asked of a dtype, relative to the largest derivative of an input (or output, for jvp).
+    """Tolerances of a dtype, relative to the largest derivative with respect to an input (for jvp: of an output).
 
     Attributes:
         rtol: Allowed error where the function is smooth and free of noise.
-        loosest: Allowed error, at most, where it is not; beyond that there is no verdict.
-        floor: A derivative below this part of |fn| / |input| counts as zero, being rounding.
+        loosest: The most that noise may raise that to; with more noise there is no verdict.
+        floor: A derivative below this part of |fn| / |input| is rounding and counts as zero.
     """
 
     rtol: float
@@ -26,24 +27,24 @@ DOUBLE = Precision(1e-6, 1e-3, 1e-9)
 COMPLEX = Precision(2e-3, 2e-2, 1e-4)
 
 
-def precision_of(arrays: list[mx.array]) -> Precision:
-    """COMPLEX if any of the arrays is, for MLX has no complex128."""
+def precision_of(arrays: Sequence[mx.array]) -> Precision:
+    """COMPLEX if any of the arrays is complex64 (MLX has no complex128), else DOUBLE."""
     return COMPLEX if any(a.dtype == mx.complex64 for a in arrays) else DOUBLE
 
 
 class Tolerance(NamedTuple):
-    """The user's rtol and atol, where given, over what a precision allows."""
+    """The user's rtol and atol where given, else those of the precision."""
 
     precision: Precision
     rtol: float | None
     atol: float | None
 
-    def floor(self, size):
-        """Absolute error allowed where derivatives of this size would be large."""
+    def floor(self, size: np.ndarray) -> np.ndarray:
+        """Absolute error allowed where |fn| / |input| is ``size``."""
         return self.precision.floor * size if self.atol is None else self.atol + 0 * size
 
-    def enough(self, scale, floor):
-        """Error of finite differences at which no better step need be looked for."""
+    def enough(self, scale: np.ndarray, floor: np.ndarray | float) -> np.ndarray:
+        """Error of a finite difference that needs no better step, for derivatives of size ``scale``."""
         return floor + (self.precision.rtol if self.rtol is None else self.rtol) * scale
 
     def allowed(self, scale: float, error: np.ndarray, floor: float) -> np.ndarray:
@@ -54,12 +55,12 @@ class Tolerance(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Entries that are compared on one scale.
+    """Entries of a derivative whose errors are relative to the largest of them.
 
     Attributes:
-        where: What the entries belong to, "inputs[0]".
-        of: What they are the derivative of, or along, "for outputs[1]".
-        labels: What each entry is called, "index (1, 2)".
+        where: The array that the entries belong to: "inputs[0]".
+        of: What is differentiated, or the direction: "for outputs[1]", "along inputs[0]".
+        labels: A name for each entry: "index (1, 2)".
         analytic: The derivative under test.
         slope: Finite differences.
         floor: Allowed absolute difference.
@@ -110,7 +111,7 @@ def judge(title: str, groups: list[Group], tolerance: Tolerance, seed: int) -> f
     return max((finding.relative for finding in findings), default=0.0)
 
 
-def _message(title, worst: _Finding, bad, findings, seed) -> str:
+def _message(title: str, worst: _Finding, bad: list[_Finding], findings: list[_Finding], seed: int) -> str:
     group, i = worst.group, worst.worst
     value, error, step = (part[i] for part in group.slope)
     off, every = sum(int(f.bad.sum()) for f in bad), sum(f.bad.size for f in findings)

@@ -3,16 +3,23 @@
 Hypothesis (``pip install hypothesis``) is imported when a strategy is made, not before.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from math import log10
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
 from ._matrices import random_matrix
 
-DTYPES = (mx.float32, mx.float64, mx.complex64)
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+DTYPES: tuple[mx.Dtype, ...] = (mx.float32, mx.float64, mx.complex64)
 
 
-def _hypothesis():
+def _hypothesis() -> Any:
     try:
         import hypothesis.strategies
     except ImportError as error:
@@ -23,22 +30,41 @@ def _hypothesis():
     return hypothesis.strategies
 
 
-def shapes(max_side=6, min_side=1, max_batch=0):
-    """Shapes ``(..., m, n)`` with up to ``max_batch`` batch dimensions of 1 to 3."""
+def shapes(max_side: int = 6, min_side: int = 1, max_batch: int = 0) -> SearchStrategy[tuple[int, ...]]:
+    """Shapes ``(..., m, n)``.
+
+    Args:
+        max_side (int): Largest m and n. Default: ``6``.
+        min_side (int): Smallest m and n. Default: ``1``.
+        max_batch (int): Largest number of batch dimensions, which are 1 to 3 long. Default: ``0``.
+
+    Returns:
+        SearchStrategy: of tuples of integers.
+
+    Raises:
+        ImportError: hypothesis is not installed.
+    """
     st = _hypothesis()
     side, batch = st.integers(min_side, max_side), st.lists(st.integers(1, 3), max_size=max_batch)
     return st.builds(lambda b, m, n: (*b, m, n), batch, side, side)
 
 
-def matrices(shape=None, rank=None, max_cond=1e3, scales=(0, 0), dtypes=DTYPES):
-    """Matrices of :func:`random_matrix`, which shrink to small, full-rank, well-conditioned float32 ones of scale 1.
+def matrices(
+    shape: Sequence[int] | SearchStrategy[tuple[int, ...]] | None = None,
+    rank: int | Literal["full"] | None = None,
+    max_cond: float = 1e3,
+    scales: tuple[int, int] = (0, 0),
+    dtypes: Sequence[mx.Dtype] = DTYPES,
+) -> SearchStrategy[mx.array]:
+    """Matrices of :func:`random_matrix`; hypothesis shrinks them to small well-conditioned float32 ones of full rank.
 
     Args:
-        shape: A shape, or a strategy of shapes. Default: :func:`shapes`.
-        rank: ``"full"``, a number, or None for any rank from 0 to full.
-        max_cond: Largest ratio of non-zero singular values.
-        scales: Smallest and largest exponent of the power of ten that multiplies the matrix, ``(-30, 30)``, say.
-        dtypes: Dtypes to draw from.
+        shape: A shape ``(..., m, n)``, or a strategy of shapes. Default: :func:`shapes`.
+        rank (int or str): ``"full"``, a number, or None for any rank from 0 to full. Default: ``None``.
+        max_cond (float): Largest ratio of non-zero singular values. Default: ``1e3``.
+        scales (tuple(int, int)): Smallest and largest exponent of the power of ten that multiplies the matrix, such as
+            ``(-30, 30)``. Default: ``(0, 0)``.
+        dtypes (list(Dtype)): Dtypes to draw from. Default: float32, float64 and complex64.
 
     Returns:
         SearchStrategy: of arrays.
@@ -59,10 +85,10 @@ def matrices(shape=None, rank=None, max_cond=1e3, scales=(0, 0), dtypes=DTYPES):
     if shape is None:
         shape = shapes()
     elif not isinstance(shape, st.SearchStrategy):
-        shape = st.just(tuple(shape))
+        shape = st.just(tuple(shape))  # pyright: ignore[reportArgumentType]
 
     @st.composite
-    def draw_matrix(draw):
+    def draw_matrix(draw: Callable[..., Any]) -> mx.array:
         size = draw(shape)
         dtype = draw(st.sampled_from(dtypes))
         most = min(size[-2:])
@@ -75,13 +101,15 @@ def matrices(shape=None, rank=None, max_cond=1e3, scales=(0, 0), dtypes=DTYPES):
     return draw_matrix()
 
 
-def systems(matrix=None, max_targets=3, dtypes=DTYPES):
+def systems(
+    matrix: SearchStrategy[mx.array] | None = None, max_targets: int = 3, dtypes: Sequence[mx.Dtype] = DTYPES
+) -> SearchStrategy[tuple[mx.array, mx.array]]:
     """Pairs ``(a, b)`` of a matrix ``(..., m, n)`` and right-hand sides ``(..., m, k)`` of the same dtype.
 
     Args:
-        matrix: A strategy of matrices. Default: :func:`matrices` of ``dtypes``.
-        max_targets: Largest k.
-        dtypes: Dtypes of the default matrices.
+        matrix (SearchStrategy): A strategy of matrices. Default: :func:`matrices` of ``dtypes``.
+        max_targets (int): Largest k. Default: ``3``.
+        dtypes (list(Dtype)): Dtypes of the default matrices. Default: float32, float64 and complex64.
 
     Returns:
         SearchStrategy: of pairs of arrays.
@@ -93,7 +121,7 @@ def systems(matrix=None, max_targets=3, dtypes=DTYPES):
     matrix = matrices(dtypes=dtypes) if matrix is None else matrix
 
     @st.composite
-    def draw_system(draw):
+    def draw_system(draw: Callable[..., Any]) -> tuple[mx.array, mx.array]:
         a = draw(matrix)
         shape = (*a.shape[:-1], draw(st.integers(1, max_targets)))
         return a, random_matrix(shape, dtype=a.dtype, seed=draw(st.integers(0, 2**32 - 1)))
