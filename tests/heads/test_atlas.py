@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from pinvnn.heads import Head, atlas, extract, fit_head, plot, report, save
-from pinvnn.heads._atlas import L2_GRID, check_grid
+from pinvnn.heads._options import L2_GRID, check_grid
 from pinvnn.heads._report import seconds, table
 from tests.support.topics import write_folder, write_rows
 

@@ -161,7 +161,7 @@ def test_the_module_is_the_command_and_truncation_is_one_line(tiny, tmp_path):
     data = write_folder(tmp_path / "data", 30, 5)
     command = [sys.executable, "-m", "pinvnn.heads", "fit", "--model", str(tiny), "--data", str(data), "--layer", "1"]
     command += ["--output", str(tmp_path / "head"), "--max-seq-length", "6"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("pinvnn fit: warning: texts longer than 6 tokens are cut to them: ") == 1
     assert (tmp_path / "head" / "config.json").exists()

@@ -55,10 +55,9 @@ def start(gate: Path, arguments: list[str]) -> subprocess.Popen:
 
 
 def wait_for(path: Path, process: subprocess.Popen):
-    deadline = time.monotonic() + 120
+    # No deadline: on a busy machine the first forward pass alone may take minutes.
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -73,7 +72,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tiny, data, whole, num
     try:
         wait_for(output / "checkpoint" / "rank0-00000002", process)  # two chunks are saved, the third waits at its gate
         process.send_signal(number)
-        message = process.communicate(timeout=60)[1]
+        for i in range(2, 4):  # a run that ignored the signal would now go through to its end, with exit code 0
+            (tmp_path / f"chunk{i}").touch()
+        message = process.communicate()[1]
     finally:
         process.kill()
         process.wait()
