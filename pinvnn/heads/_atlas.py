@@ -8,35 +8,34 @@ from typing import Any
 import mlx.core as mx
 
 from ..streaming import ReadoutStatistics
-from ._data import Split, read_dataset
-from ._extract import Pooling, check_pooling, tokens_needed
+from ._data import Split, Task, read_dataset
+from ._extract import Pooling, tokens_needed
 from ._features import check_layers
 from ._files import Checkpoint
 from ._grid import solve_grid
 from ._head import Head
-from ._model import load_model
+from ._model import ModelLike, load_model
+from ._options import Options
 from ._report import save
 from ._result import Atlas
 from ._score import Tally
 from ._stream import CHUNK, Reader
 
-L2_GRID = tuple(10.0**exponent for exponent in range(-2, 7))
-
 
 def atlas(
-    model: Any,
+    model: ModelLike,
     data: str | Path,
     *,
     output: str | Path | None = None,
-    layers: Sequence[int] | None = None,
-    l2: Sequence[float] = L2_GRID,
-    pooling: Pooling = "last",
-    task: str = "auto",
-    batch_size: int = 16,
-    max_length: int = 2048,
-    save_every: float = 60.0,
-    restart: bool = False,
-    progress: bool = False,
+    layers: Sequence[int] | None = Options.layers,
+    l2: Sequence[float] | float = Options.l2,
+    pooling: Pooling = Options.pooling,
+    task: Task = Options.task,
+    batch_size: int = Options.batch_size,
+    max_length: int = Options.max_length,
+    save_every: float = Options.save_every,
+    restart: bool = Options.restart,
+    progress: bool = Options.progress,
     group: mx.distributed.Group | None = None,
 ) -> Atlas:
     r"""Fit a readout on every layer of a model and for every penalty of a grid, in one pass of the texts.
@@ -48,42 +47,55 @@ def atlas(
     Args:
         model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
         data (str): Folder with ``train.jsonl``, ``valid.jsonl`` and, if there is one, ``test.jsonl``.
-        output (str): Folder for the report, the heat map and the best head, and meanwhile for checkpoints of the
-            statistics: a run that finds one there goes on from it. Default: nothing is written.
+        output (str): Folder for the report, the heat map and the best head, and until these are written for checkpoints
+            of the statistics: a run that finds a checkpoint there continues from it. Default: nothing is written.
         layers (list(int)): The layers: 0 is the embedding, 1 the first layer; -1 is the final norm. Default: all.
         l2 (list(float)): The grid of penalties, in the units of :func:`pinvnn.ridge` and scikit-learn's ``alpha``.
+            Default: the powers of ten from 0.01 to 1e6.
         pooling (str or int): ``"last"`` token, ``"mean"`` of the tokens, or a token position. Default: ``"last"``.
-        task (str): ``"classification"``, ``"regression"``, or ``"auto"``, where labels written as numbers with a
-            decimal point make it a regression. Default: ``"auto"``.
-        batch_size (int): Texts a forward pass. Default: ``16``.
+        task (str): ``"classification"``, ``"regression"``, or ``"auto"``: a regression if labels are numbers written
+            with a decimal point. Default: ``"auto"``.
+        batch_size (int): Texts in one forward pass. Default: ``16``.
         max_length (int): Longer texts are cut to this number of tokens, or to the model's context if that is shorter.
             Default: ``2048``.
         save_every (float): Seconds between checkpoints. Default: ``60``.
-        restart (bool): Ignore a checkpoint that is there. Default: ``False``.
-        progress (bool): Whether to show a bar. Default: ``False``.
+        restart (bool): Whether to ignore an existing checkpoint. Default: ``False``.
+        progress (bool): Whether to show a progress bar. Default: ``False``.
         group (mx.distributed.Group): The processes that share the texts. Default: all.
+
+    Returns:
+        Atlas: Readouts, scores and the best head.
 
     Raises:
         ValueError: About the data (the message names file and line), the model or an argument; before any forward pass
             over the data, except for states that are not finite.
     """
-    options = {"layers": layers, "l2": l2, "pooling": pooling, "task": task, "batch_size": batch_size}
-    options |= {"max_length": max_length, "save_every": save_every, "restart": restart, "progress": progress}
-    return run(model, data, output, write=save, group=group, **options)
+    options = Options(layers, l2, pooling, task, batch_size, max_length, save_every, restart, progress)
+    return run(model, data, output, options, write=save, group=group)
 
 
-def fit_head(model: Any, data: str | Path, layer: int, *, output: str | Path | None = None, **options: Any) -> Head:
+def fit_head(
+    model: ModelLike, data: str | Path, layer: int, *, output: str | Path | None = None, **options: Any
+) -> Head:
     """Fit a head on one layer of a model.
 
     Args:
         model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
-        data (str): Folder with ``train.jsonl`` and, if there are such, ``valid.jsonl`` and ``test.jsonl``.
+        data (str): Folder with ``train.jsonl`` and, if they exist, ``valid.jsonl`` and ``test.jsonl``.
         layer (int): 0 is the embedding, 1 the first layer; -1 is the final norm.
-        output (str): Folder for the head, and meanwhile for checkpoints. Default: nothing is written.
-        **options: As of :func:`atlas`. Of several penalties ``l2`` the best is chosen by the validation texts or,
-            without them, by generalized cross validation.
+        output (str): Folder for the head, and until it is written for checkpoints. Default: nothing is written.
+        **options: As of :func:`atlas`, from ``l2`` to ``group``. Of several penalties ``l2`` the best is chosen by the
+            validation texts or, without them, by generalized cross validation.
+
+    Returns:
+        Head: The head with the best penalty.
+
+    Raises:
+        ValueError: As :func:`atlas`.
     """
-    return run(model, data, output, write=save_head, required=("train",), layers=[layer], **options).head()
+    group = options.pop("group", None)
+    chosen = Options(layers=[layer], **options)
+    return run(model, data, output, chosen, write=save_head, required=("train",), group=group).head()
 
 
 def save_head(result: Atlas, folder: str | Path) -> None:
@@ -92,95 +104,64 @@ def save_head(result: Atlas, folder: str | Path) -> None:
 
 
 def run(
-    model: Any,
+    model: ModelLike,
     data: str | Path,
     output: str | Path | None,
+    options: Options,
     *,
     write: Callable[[Atlas, str | Path], None],
     required: tuple[str, ...] = ("train", "valid"),
-    layers: Sequence[int] | None = None,
-    l2: Sequence[float] | float = L2_GRID,
-    pooling: Pooling = "last",
-    task: str = "auto",
-    batch_size: int = 16,
-    max_length: int = 2048,
-    save_every: float = 60.0,
-    restart: bool = False,
-    progress: bool = False,
     group: mx.distributed.Group | None = None,
 ) -> Atlas:
-    """What :func:`atlas` and :func:`fit_head` share: ``write`` leaves the result in ``output``."""
+    """What :func:`atlas` and :func:`fit_head` share.
+
+    Args:
+        model: As of :func:`atlas`.
+        data: As of :func:`atlas`.
+        output: As of :func:`atlas`.
+        options: As of :func:`atlas`.
+        write: Writes the result into ``output``.
+        required: The files of ``data`` that must exist.
+        group: As of :func:`atlas`.
+    """
     group = group or mx.distributed.init()
-    grid, pooling = check_grid(l2), check_pooling(pooling)
-    if batch_size < 1:
-        raise ValueError(f"[pinvnn.heads] batch_size must be 1 or more, but got {batch_size}.")
-    source = load_model(model, max_length)
-    dataset = read_dataset(
-        data,
-        source,
-        required=required,
-        task=task,
-        min_length=tokens_needed(pooling),
-    )
-    sizes = [state.shape[-1] for state in source.probe()[1]]
-    numbers = check_layers(range(len(sizes)) if layers is None else layers, len(sizes))
-    reader = Reader(source, dataset, numbers, pooling, batch_size, group.rank(), group.size(), progress)
+    reader, sizes = _reader(model, data, options, required, group)
     saved = None
     if output is not None:
         saved = Checkpoint(Path(output) / "checkpoint", _identity(reader, sizes), group.rank())
-    statistics = [ReadoutStatistics(sizes[layer], dataset.output_dims) for layer in numbers]
-
-    statistics, resumed = _accumulate(reader, statistics, saved, save_every, restart)
+    statistics = [ReadoutStatistics(sizes[layer], reader.dataset.output_dims) for layer in reader.layers]
+    statistics, resumed = _accumulate(reader, statistics, saved, options)
     if group.size() > 1:
         with reader.clock.measure("statistics"):
             statistics = [stats.all_reduce(group) for stats in statistics]
     with reader.clock.measure("solve"):
-        solved = [solve_grid(stats, grid) for stats in statistics]
+        solved = [solve_grid(stats, options.grid) for stats in statistics]
         mx.eval(solved)
-    del statistics
-    weights, biases, gcv = ([part[i] for part in solved] for i in range(3))
-    table: Any = [scores.tolist() for scores in gcv]
-    valid = test = None
-    if (split := dataset.splits.get("valid")) is not None:
-        valid = _score(reader, split, weights, biases, group)
-    chosen = [_best_column(i, valid, table) for i in range(len(numbers))]
-    if (split := dataset.splits.get("test")) is not None:
-        best = [part[column : column + 1] for part, column in zip(weights, chosen, strict=True)]
-        bias = [part[column : column + 1] for part, column in zip(biases, chosen, strict=True)]
-        test = [scores[0] for scores in _score(reader, split, best, bias, group)]
-    result = Atlas(
-        source=source,
-        dataset=dataset,
-        pooling=pooling,
-        states=len(sizes),
-        layers=numbers,
-        l2=grid,
-        weights=weights,
-        biases=biases,
-        gcv=table,
-        valid=valid,
-        chosen=chosen,
-        test=test,
-        clock=reader.clock,
-        resumed=resumed,
-    )
+    del statistics  # gigabytes of a large model
+    result = _choose(reader, solved, options.grid, len(sizes), resumed, group)
     if output is not None and saved is not None:
         if group.rank() == 0:
             write(result, output)
-        saved.remove()  # only now: until here the same call would have gone on from it
+        saved.remove()  # not earlier: a run that is interrupted while it writes continues from the checkpoint
     return result
 
 
-def check_grid(l2: Sequence[float] | float) -> list[float]:
-    """The penalties as a list of numbers."""
-    values = [float(value) for value in (l2 if isinstance(l2, Sequence) else [l2])]
-    if not values or not all(0 <= value < float("inf") for value in values):
-        raise ValueError(f"[pinvnn.heads] l2 must be one or more finite numbers, 0 or larger, but got {l2}.")
-    return values
+def _reader(
+    model: ModelLike, data: str | Path, options: Options, required: tuple[str, ...], group: mx.distributed.Group
+) -> tuple[Reader, list[int]]:
+    """Load the model and check the data; a reader of the layers asked for, and the sizes of all states."""
+    source = load_model(model, options.max_length)
+    needed = tokens_needed(options.pooling)
+    dataset = read_dataset(data, source, required=required, task=options.task, min_length=needed)
+    sizes = [state.shape[-1] for state in source.probe()[1]]
+    numbers = check_layers(range(len(sizes)) if options.layers is None else options.layers, len(sizes))
+    reader = Reader(source, dataset, numbers, options.pooling, options.batch_size, group.rank(), group.size())
+    reader.progress = options.progress
+    return reader, sizes
 
 
 def _identity(reader: Reader, sizes: list[int]) -> dict[str, Any]:
-    """All that decides on the statistics: two runs that agree in it may share a checkpoint."""
+    """The settings that the statistics depend on: runs that agree in them may share a checkpoint."""
     train = reader.dataset.splits["train"]
     return {
         "model": reader.source.name,
@@ -198,13 +179,13 @@ def _identity(reader: Reader, sizes: list[int]) -> dict[str, Any]:
 
 
 def _accumulate(
-    reader: Reader, statistics: list[ReadoutStatistics], saved: Checkpoint | None, save_every: float, restart: bool
+    reader: Reader, statistics: list[ReadoutStatistics], saved: Checkpoint | None, options: Options
 ) -> tuple[list[ReadoutStatistics], int]:
-    """The statistics of this process's share of the training texts, and how many texts were in a checkpoint."""
+    """The statistics of this rank's share of the training texts, and how many texts came from a checkpoint."""
     split = reader.dataset.splits["train"]
     chunks = tokens = 0
     if saved is not None:
-        if restart:
+        if options.restart:
             saved.remove()
         elif (found := saved.load()) is not None:
             statistics, chunks, tokens = found
@@ -216,7 +197,7 @@ def _accumulate(
                     _update(layer, stats, features, chunk.targets)
         chunks, tokens = chunk.index + 1, tokens + chunk.tokens
         done = chunks * CHUNK >= split.rows
-        if saved is not None and (done or time.monotonic() - last >= save_every):
+        if saved is not None and (done or time.monotonic() - last >= options.save_every):
             with reader.clock.measure("checkpoint"):
                 saved.save(statistics, chunks, tokens)
             last = time.monotonic()
@@ -227,14 +208,59 @@ def _update(layer: int, stats: ReadoutStatistics, features: mx.array, targets: m
     try:
         stats.update(features, targets)
     except ValueError as error:
-        rule = f"states of layer {layer} must be finite, but got others"
-        raise ValueError(f"[pinvnn.heads] {rule}. Use weights in float32 or bfloat16.") from error
+        rule = f"states of layer {layer} must be finite"
+        raise ValueError(f"[pinvnn.heads] {rule}, but got others. Use weights in float32 or bfloat16.") from error
+
+
+def _choose(
+    reader: Reader,
+    solved: list[tuple[mx.array, mx.array, mx.array]],
+    grid: list[float],
+    states: int,
+    resumed: int,
+    group: mx.distributed.Group,
+) -> Atlas:
+    """Score the readouts of every layer and penalty, and choose the best penalty of each layer.
+
+    Args:
+        reader: Reads the validation and test texts.
+        solved: Weights, biases and GCV scores of each layer, see :func:`solve_grid`.
+        grid: The penalties.
+        states: How many states the model has.
+        resumed: How many texts came from a checkpoint.
+        group: The processes that share the texts.
+    """
+    weights, biases, gcv = ([part[i] for part in solved] for i in range(3))
+    table: Any = [scores.tolist() for scores in gcv]
+    splits = reader.dataset.splits
+    valid = _score(reader, splits["valid"], weights, biases, group) if "valid" in splits else None
+    chosen = [_best_column(i, valid, table) for i in range(len(weights))]
+    test = None
+    if "test" in splits:
+        best, bias = ([part[i : i + 1] for part, i in zip(parts, chosen, strict=True)] for parts in (weights, biases))
+        test = [scores[0] for scores in _score(reader, splits["test"], best, bias, group)]
+    return Atlas(
+        source=reader.source,
+        dataset=reader.dataset,
+        pooling=reader.pooling,
+        states=states,
+        layers=list(reader.layers),
+        l2=grid,
+        weights=weights,
+        biases=biases,
+        gcv=table,
+        valid=valid,
+        chosen=chosen,
+        test=test,
+        clock=reader.clock,
+        resumed=resumed,
+    )
 
 
 def _score(
     reader: Reader, split: Split, weights: list[mx.array], biases: list[mx.array], group: mx.distributed.Group
 ) -> list[list[float]]:
-    """Scores ``[layer][l2]`` of one split."""
+    """Scores ``[layer][l2]`` of one split, for weights and biases as those of :class:`Atlas`."""
     tally = Tally(weights, biases, classification=bool(reader.dataset.classes))
     for chunk in reader.chunks(split):
         if chunk.features:
@@ -244,7 +270,7 @@ def _score(
 
 
 def _best_column(index: int, valid: list[list[float]] | None, gcv: list[list[float]]) -> int:
-    """The best penalty of a layer; of equals that with the better score of the other kind."""
+    """Index of the best penalty of a layer: by the validation score, and among equal ones by GCV."""
     columns = range(len(gcv[index]))
     by_gcv = [value if value == value else float("inf") for value in gcv[index]]
     by_valid = [0.0] * len(by_gcv) if valid is None else valid[index]

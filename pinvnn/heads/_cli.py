@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 
 from .._version import version
-from ._atlas import L2_GRID, run, save_head
-from ._data import TASKS, Label, Row, check_length, read_rows
+from ._atlas import run, save_head
+from ._data import Label, Row, Task, check_length, read_rows
 from ._extract import tokens_needed
 from ._head import Head
+from ._options import L2_GRID, Options
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
 from ._result import Atlas
 
@@ -24,6 +25,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="pinvnn", description="Closed-form heads on the hidden states of language models that mlx-lm loads."
     )
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     texts.add_argument(
         "--data", help="A .jsonl file, or a directory with test.jsonl. Labels that it has are scored on standard error."
     )
-    predict.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
+    predict.add_argument("--batch-size", type=int, default=Options.batch_size, help="Texts in one forward pass.")
     predict.set_defaults(run=run_predict)
 
     every = commands.add_parser(
@@ -90,42 +92,49 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
         "--l2", type=float, nargs="+", default=list(L2_GRID), help=f"Penalties to choose from. Default: {grid}."
     )
     parser.add_argument(
-        "--pooling", default="last", help='How a text becomes one vector: "last" token, "mean", or a token position.'
+        "--pooling",
+        default=Options.pooling,
+        help='How a text becomes one vector: "last" token, "mean", or a token position.',
     )
     parser.add_argument(
         "--task",
-        choices=["auto", *TASKS],
-        default="auto",
+        choices=get_args(Task),
+        default=Options.task,
         help="Default is auto: a regression if labels are numbers with a decimal point.",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
-    parser.add_argument("--max-seq-length", type=int, default=2048, help="Longer texts are cut to this length.")
-    parser.add_argument("--save-every", type=float, default=60.0, help="Seconds between checkpoints.")
-    parser.add_argument("--restart", action="store_true", help="Start again, and not from a checkpoint.")
+    parser.add_argument("--batch-size", type=int, default=Options.batch_size, help="Texts in one forward pass.")
+    length = Options.max_length
+    parser.add_argument("--max-seq-length", type=int, default=length, help="Longer texts are cut to this length.")
+    parser.add_argument("--save-every", type=float, default=Options.save_every, help="Seconds between checkpoints.")
+    parser.add_argument("--restart", action="store_true", help="Ignore an existing checkpoint.")
 
 
 def run_fit(args: argparse.Namespace) -> None:
-    result = _run(args, save_head, layers=[args.layer], required=("train",))
+    """``pinvnn fit``."""
+    result = _run(args, save_head, [args.layer], ("train",))
     if mx.distributed.init().rank() == 0:
         print(table(result), seconds(result), f"Head in {args.output}", sep="\n")
 
 
 def run_atlas(args: argparse.Namespace) -> None:
+    """``pinvnn atlas``."""
     if find_spec("matplotlib") is None:
         raise ValueError("matplotlib must be installed for the heat map: pip install 'pinvnn[heads]'.")
-    result = _run(args, save, layers=args.layers)
+    result = _run(args, save, args.layers, ("train", "valid"))
     if mx.distributed.init().rank() == 0:
         output = Path(args.output)
         print(table(result), seconds(result), sep="\n")
         print(f"Report in {output / REPORT}, heat map in {output / PICTURE}, best head in {output / BEST_HEAD}")
 
 
-def _run(args: argparse.Namespace, write: Callable, **options: Any) -> Atlas:
-    return run(
-        args.model,
-        args.data,
-        args.output,
-        write=write,
+def _run(
+    args: argparse.Namespace,
+    write: Callable[[Atlas, str | Path], None],
+    layers: Sequence[int] | None,
+    required: tuple[str, ...],
+) -> Atlas:
+    options = Options(
+        layers=layers,
         l2=args.l2,
         pooling=args.pooling,
         task=args.task,
@@ -134,11 +143,12 @@ def _run(args: argparse.Namespace, write: Callable, **options: Any) -> Atlas:
         save_every=args.save_every,
         restart=args.restart,
         progress=True,
-        **options,
     )
+    return run(args.model, args.data, args.output, options, write=write, required=required)
 
 
 def run_predict(args: argparse.Namespace) -> None:
+    """``pinvnn predict``."""
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, but got {args.batch_size}.")
     head = Head.load(args.head, args.model)
@@ -174,10 +184,18 @@ def agreement(pairs: Sequence[tuple[Any, Any]], classification: bool) -> tuple[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv (list(str)): Its arguments. Default: those of the process.
+
+    Returns:
+        int: The exit code: 0, 2 for a mistake, which is one line on standard error, or 130 after Ctrl-C.
+    """
     args = build_parser().parse_args(argv)
     name = f"pinvnn {args.command}"
 
-    def warn(message, *_, **__):
+    def warn(message: object, *_: object, **__: object) -> None:
         print(f"{name}: warning: {_plain(message)}", file=sys.stderr)
 
     try:
@@ -194,5 +212,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plain(message: object) -> str:
-    """A message of one line, without the name of the function that it came from."""
+    """A message in one line, without the name of the function that raised it."""
     return re.sub(r"^\[pinvnn[^]]*\] ", "", " ".join(str(message).split()))

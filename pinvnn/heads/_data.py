@@ -11,19 +11,28 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
 
+from .._mlx import fail
 from ._model import LanguageModel
 
-Label = str | int | bool | float
+#: What a text may be labelled with.
+Label: TypeAlias = str | int | bool | float
+#: What is fitted; ``"auto"`` decides by the labels.
+Task: TypeAlias = Literal["auto", "classification", "regression"]
 
-LARGEST = 3e38  # of a number in float32
-TASKS = ("classification", "regression")
+LARGEST = 3e38  # the largest number in float32, roughly
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
 
 
 class Row(NamedTuple):
-    """A line of a file: its place for a message, FILE:LINE, its text, and its label or None."""
+    """A line of a file.
+
+    Attributes:
+        where: Its place, FILE:LINE, for messages.
+        text: The text.
+        label: The label, None if there is none.
+    """
 
     where: str
     text: str
@@ -32,14 +41,14 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """A file that was read and checked once.
+    """Facts about a file that was read and checked.
 
     Attributes:
         path: The file.
         rows: How many texts it has.
-        tokens: How many tokens they have together, after truncation.
+        tokens: How many tokens the texts have in all, after truncation.
         truncated: How many texts are longer than the context.
-        digest: SHA-256 of the file, by which an interrupted run knows it again.
+        digest: SHA-256 of the file, by which an interrupted run recognises it.
     """
 
     path: Path
@@ -51,11 +60,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder that was read and checked.
+    """Facts about a folder that was read and checked.
 
     Attributes:
         task: ``"classification"`` or ``"regression"``.
-        classes: The labels of a classification, sorted; the column of each in the targets.
+        classes: The labels of a classification, sorted, which is the order of the columns of the targets; empty for a
+            regression.
         splits: By name, those of ``train``, ``valid`` and ``test`` that exist.
     """
 
@@ -65,12 +75,19 @@ class Dataset:
 
     @property
     def output_dims(self) -> int:
+        """Number of columns of the targets."""
         return len(self.classes) or 1
 
 
-def fail(where: str | Path, rule: str) -> ValueError:
-    """The error of a place in a file, of one line."""
-    return ValueError(f"[pinvnn.heads] {where}: {rule}")
+def fail_at(where: str | Path, rule: str, got: object, remedy: str) -> NoReturn:
+    """Raise ValueError about a place in the data."""
+    fail("heads", f"{where}: {rule}", got, remedy)
+
+
+def check_task(task: Task) -> None:
+    """Raise ValueError for a task that does not exist."""
+    if task not in get_args(Task):
+        fail("heads", f"task must be one of {get_args(Task)}", repr(task), 'Pass "auto".')
 
 
 def read_rows(path: Path, labelled: bool = True) -> Iterator[Row]:
@@ -82,7 +99,8 @@ def read_rows(path: Path, labelled: bool = True) -> Iterator[Row]:
     try:
         file = open(path, "rb")
     except OSError as error:
-        raise fail(path, f"the file must be readable, but got: {error.strerror}.") from None
+        rule = "the file must be readable, but got:"
+        raise ValueError(f"[pinvnn.heads] {path}: {rule} {error.strerror}. Check the path.") from None
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -93,25 +111,26 @@ def read_rows(path: Path, labelled: bool = True) -> Iterator[Row]:
 def _row(where: str, line: bytes, labelled: bool) -> Row:
     try:
         value = json.loads(line.decode("utf-8"))
-    except ValueError as error:  # no UTF-8, or no JSON
-        raise fail(where, f"the line must be JSON in UTF-8, but got {_short(line)} ({error}).") from None
+    except ValueError as error:  # neither UTF-8 nor JSON
+        fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", "Write one object a line.")
     if not isinstance(value, dict):
-        raise fail(where, f"the line must be a JSON object, but got {_short(line)}.")
+        fail_at(where, "the line must be a JSON object", _short(line), 'Write {"text": ..., "label": ...}.')
     for key in ("text", "label") if labelled else ("text",):
         if key not in value:
-            raise fail(where, f'the object must have the key "{key}", but got the keys {list(value)}.')
+            fail_at(where, f'the object must have the key "{key}"', f"the keys {list(value)}", "Add it.")
     text, label = value["text"], value.get("label")
     if not isinstance(text, str) or not text.strip():
-        raise fail(where, f'"text" must be a string that is not empty, but got {_short(text)}.')
+        fail_at(where, '"text" must be a string that is not empty', _short(text), "Leave the line out.")
     if label is not None or labelled:
         if type(label) not in _NAMES:
-            raise fail(where, f'"label" must be a string, a number or a boolean, but got {_short(label)}.')
+            fail_at(where, '"label" must be a string, a number or a boolean', _short(label), "Leave the line out.")
         if isinstance(label, int | float) and not abs(label) < LARGEST:
-            raise fail(where, f'"label" must be finite in float32, but got {_short(label)}.')
+            fail_at(where, '"label" must be finite in float32', _short(label), "Leave the line out, or rescale.")
     return Row(where, text, label)
 
 
 def _short(value: Any) -> str:
+    """A value as JSON, or a line, in quotes and at most 40 characters long."""
     text = value.decode("utf-8", "replace").rstrip() if isinstance(value, bytes) else json.dumps(value)
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
@@ -122,7 +141,7 @@ def read_dataset(
     *,
     names: tuple[str, ...] = ("train", "valid", "test"),
     required: tuple[str, ...] = ("train",),
-    task: str = "auto",
+    task: Task = "auto",
     min_length: int = 1,
 ) -> Dataset:
     """Read and check a folder.
@@ -130,20 +149,19 @@ def read_dataset(
     Args:
         folder: The folder with the ``.jsonl`` files.
         source: The model that will read the texts: its tokenizer, and the length that longer ones are cut to.
-        names: The splits to read where they exist.
+        names: The splits to read if they exist.
         required: Those that must exist.
         task: ``"classification"``, ``"regression"``, or ``"auto"``: regression if every label is a number and at least
             one is written with a decimal point.
-        min_length: The fewest tokens that the pooling can do with.
+        min_length: The smallest number of tokens that the pooling needs.
 
     Raises:
-        ValueError: Something about a file or a line; the message says which.
+        ValueError: About a file or a line, which the message names.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise fail(folder, "the data must be a folder with train.jsonl and its like, but got no folder.")
-    if task not in ("auto", *TASKS):
-        raise ValueError(f'[pinvnn.heads] task must be "auto" or one of {TASKS}, but got {task!r}.')
+        fail_at(folder, "the data must be a folder with train.jsonl and its like", "no folder", "Check the path.")
+    check_task(task)
     labels = _Labels(task)
     splits = {}
     for name in names:
@@ -155,47 +173,54 @@ def read_dataset(
 
 
 class _Labels:
-    """Learns the labels of the training file, then checks those of the others."""
+    """Collects the labels of the training file, then checks those of the other files."""
 
-    def __init__(self, task: str):
-        self.task, self.classes = task, ()
+    def __init__(self, task: Task) -> None:
+        self.task: Task = task
+        self.classes: tuple[Any, ...] = ()
         self._first: Any = None
         self._seen: set[Label] = set()
 
     def add(self, row: Row) -> None:
+        """Take in a label of the training file."""
         kind, first = type(row.label), type((self._first or row).label)
         if self.task == "regression":
             self._check_number(row)
         elif kind is not first and (self.task == "classification" or {kind, first} != {int, float}):
-            rule = "labels must be of one kind, but got"
-            raise fail(row.where, f"{rule} {_NAMES[kind]} here and {_NAMES[first]} at {self._first.where}.")
+            got = f"{_NAMES[kind]} here and {_NAMES[first]} at {self._first.where}"
+            fail_at(row.where, "labels must be of one kind", got, "Write all of them in the same way.")
         if self.task == "auto" and kind is float:
             self.task = "regression"
         self._first = self._first or row
-        if self.task != "regression" or len(self._seen) < 2:  # of numbers only whether they differ is of interest
+        if self.task != "regression" or len(self._seen) < 2:  # numbers need not be kept, only whether they differ
             self._seen.add(row.label)
 
     def learned(self, path: Path) -> None:
         """The training file has ended."""
         if len(self._seen) < 2:
             seen = "".join(map(_short, self._seen)) or "no line"
-            raise fail(path, f"the file must have two or more different labels, but got only {seen}.")
+            rule = "the file must have two or more different labels"
+            fail_at(path, rule, f"only {seen}", "A head needs examples of each.")
         if self.task != "regression":
             self.task, self.classes = "classification", tuple(sorted(self._seen))
 
     def check(self, row: Row) -> None:
+        """Check a label of another file against those of the training file."""
         if self.task == "regression":
             self._check_number(row)
         elif type(row.label) is not type(self._first.label) or row.label not in self._seen:
             hint = ' Numbers are regressed on with task "regression".' if type(row.label) in (int, float) else ""
-            raise fail(row.where, f"the label must occur in the training file, but got {_short(row.label)}.{hint}")
+            rule = "the label must occur in the training file"
+            fail_at(row.where, rule, _short(row.label), f"Leave the line out, or add examples to train.jsonl.{hint}")
 
     def _check_number(self, row: Row) -> None:
         if type(row.label) not in (int, float):
-            raise fail(row.where, f"the label of a regression must be a number, but got {_short(row.label)}.")
+            rule = "the label of a regression must be a number"
+            fail_at(row.where, rule, _short(row.label), "Leave the line out.")
 
 
 def _scan(path: Path, source: LanguageModel, labels: _Labels, training: bool, min_length: int) -> Split:
+    """Read and check a file."""
     rows = tokens = truncated = 0
     numbers: set[Label] = set()
     for row in read_rows(path):
@@ -206,24 +231,26 @@ def _scan(path: Path, source: LanguageModel, labels: _Labels, training: bool, mi
         if len(numbers) < 2:
             numbers.add(row.label)
     if not rows:
-        raise fail(path, "the file must have at least one line, but got none.")
+        fail_at(path, "the file must have at least one line", "none", "Remove it, or write texts into it.")
     if training:
         labels.learned(path)
     elif labels.task == "regression" and len(numbers) < 2:
-        raise fail(path, f"the file must have two or more different numbers, but got only {numbers.pop()}.")
+        rule = "the file must have two or more different numbers"
+        fail_at(path, rule, f"only {numbers.pop()}", "R^2 needs them.")
     return Split(path, rows, tokens, truncated, _digest(path))
 
 
 def check_length(row: Row, source: LanguageModel, min_length: int) -> int:
-    """Tokens of a text, before truncation.
+    """Number of tokens of a text, before truncation.
 
     Raises:
-        ValueError: They are too few for the pooling.
+        ValueError: The pooling needs more.
     """
     length = len(source.tokens(row.text))
     if min(length, source.max_length) < min_length:
         got = f"{length} in a context of {source.max_length}"
-        raise fail(row.where, f"the text must have {min_length} or more tokens for this pooling, but got {got}.")
+        rule = f"the text must have {min_length} or more tokens for this pooling"
+        fail_at(row.where, rule, got, "Leave the line out, or take another pooling.")
     return length
 
 

@@ -1,4 +1,4 @@
-"""Hidden states of every layer of an mlx-lm decoder model, pooled to one vector a text.
+"""Hidden states of every layer of an mlx-lm decoder model, pooled to one vector for each text.
 
 How it hooks in, for every architecture alike: ``model.layers`` (what mlx-lm's caches and LoRA rely on) names the
 decoder layers. For the length of one forward pass each of them, and each module around and beside them, is given a
@@ -10,25 +10,31 @@ Padding goes to the right. The models are causal, so no state of a text depends 
 never reads beyond the text.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 
-Pooling = str | int
+from .._mlx import fail
 
-# What the configurations of mlx-lm's models call the longest context.
+#: How a text becomes one vector: its last token, the mean of its tokens, or a token position.
+Pooling: TypeAlias = Literal["last", "mean"] | int
+#: Called after each call of a module: the module, its arguments, its keyword arguments, its result.
+Report: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+# Names of the longest context in the configurations of mlx-lm's models.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 
 
 @cache
 def _reporter(cls: type) -> type:
-    """A subclass of a module's class that tells the module's ``_report`` what each call was given and returned."""
+    """A subclass of a module's class that passes the arguments and result of each call to the module's ``_report``."""
 
-    def call(self, *args, **kwargs):
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = cls.__call__(self, *args, **kwargs)
         self._report(self, args, kwargs, result)
         return result
@@ -37,8 +43,8 @@ def _reporter(cls: type) -> type:
 
 
 @contextmanager
-def _reporting(modules: Sequence[nn.Module], report: Callable[[nn.Module, tuple, dict, Any], None]) -> Iterator[None]:
-    """While open, each call of one of ``modules`` is reported with its arguments and its result."""
+def _reporting(modules: Sequence[nn.Module], report: Report) -> Iterator[None]:
+    """Context in which ``report`` is called after each call of one of ``modules``."""
     classes = {id(module): (module, type(module)) for module in modules}
     try:
         for module, cls in classes.values():
@@ -81,21 +87,19 @@ def hidden_states(model: nn.Module, tokens: mx.array) -> list[mx.array]:
         ``(batch, length, dims)`` in the model's dtype.
 
     Raises:
-        ValueError: The model is no decoder of mlx-lm, or its layers pass something else than one state a token.
+        ValueError: The model has no ``layers`` as mlx-lm's decoders have, or they do not pass one state for each token.
     """
     layers = [layer for layer in getattr(model, "layers", []) if layer is not None]
     around = _path_to(model, layers[0]) if layers else None
     if not around:
-        raise ValueError(
-            "[pinvnn.heads] the model must have its decoder layers in `model.layers`, as mlx-lm's models do, "
-            f"but got {type(model).__name__}."
-        )
+        rule = "the model must have its decoder layers in `model.layers`, as mlx-lm's models do"
+        fail("heads", rule, type(model).__name__, "Load it with `mlx_lm.load`.")
     states: list[Any] = []
-    after: list[Any] = []  # what modules beside and around the layers returned since the last layer
+    after: list[Any] = []  # what modules beside and around the layers have returned since the last layer was called
     inner = {id(layer) for layer in layers}
     beside = [child for module in around[1:] for child in module.values() if isinstance(child, nn.Module)]
 
-    def report(module, args, kwargs, result):
+    def report(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if id(module) not in inner:
             after.append(_first_array(result))
             return
@@ -108,17 +112,15 @@ def hidden_states(model: nn.Module, tokens: mx.array) -> list[mx.array]:
         model(tokens)
     for i, state in enumerate(states):
         if state is None or state.ndim != 3 or state.shape[:2] != tokens.shape:
-            raise ValueError(
-                f"[pinvnn.heads] layer {i} of {type(model).__module__} must pass a state of shape (batch, length, "
-                f"dims), but got {None if state is None else state.shape}. Such models are not supported."
-            )
+            rule = f"layer {i} of {type(model).__module__} must pass a state of shape (batch, length, dims)"
+            fail("heads", rule, None if state is None else state.shape, "Such models are not supported.")
     # Logits have another shape, and a module that only hands the last state on returns that very array.
     final = [out for out in after if out is not None and out.shape == states[-1].shape and out is not states[-1]]
     return states + final[-1:]
 
 
 def pool(state: mx.array, lengths: mx.array, pooling: Pooling = "last") -> mx.array:
-    """One vector a text from the states of its tokens.
+    """One vector for each text from the states of its tokens.
 
     Args:
         state (array): Shape ``(batch, length, dims)``, of texts padded to the right.
@@ -138,21 +140,24 @@ def pool(state: mx.array, lengths: mx.array, pooling: Pooling = "last") -> mx.ar
     return mx.take_along_axis(state, index[:, None, None], axis=1).squeeze(1).astype(mx.float32)
 
 
-def check_pooling(pooling: Pooling) -> Pooling:
-    """Returns ``pooling``, a position given as text as a number."""
-    if isinstance(pooling, str) and pooling not in ("last", "mean"):
-        try:
-            return int(pooling)
-        except ValueError:
-            raise ValueError(
-                f'[pinvnn.heads] pooling must be "last", "mean" or a token position, but got {pooling!r}.'
-            ) from None
-    return pooling
+def check_pooling(pooling: Pooling | str) -> Pooling:
+    """``pooling``, where a position that is written as a string becomes a number.
+
+    Raises:
+        ValueError: It is neither ``"last"`` nor ``"mean"`` nor a whole number.
+    """
+    if pooling == "last" or pooling == "mean":
+        return pooling
+    try:
+        return int(pooling) if isinstance(pooling, str) else operator.index(pooling)
+    except (TypeError, ValueError):
+        rule = 'pooling must be "last", "mean" or a token position'
+        fail("heads", rule, repr(pooling), "Positions are whole numbers: 0 is the first token, -1 the last.")
 
 
 def tokens_needed(pooling: Pooling) -> int:
     """The fewest tokens that a text must have to be pooled."""
-    if isinstance(pooling, str):
+    if pooling == "last" or pooling == "mean":
         return 1
     return -pooling if pooling < 0 else pooling + 1
 

@@ -1,16 +1,17 @@
-"""Features of texts, held in memory: for data that is small or read by something else."""
+"""Features of texts that fit into memory."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from .._mlx import fail
 from ._extract import Pooling, check_pooling, hidden_states, pad, pool, tokens_needed
-from ._model import LanguageModel, load_model
+from ._model import LanguageModel, ModelLike, load_model
 
 
 def read_features(
-    model: Any, tokens: mx.array, lengths: mx.array, layers: Sequence[int], pooling: Pooling
+    model: nn.Module, tokens: mx.array, lengths: mx.array, layers: Sequence[int], pooling: Pooling
 ) -> list[mx.array]:
     """Pooled states ``(batch, dims)`` of each of ``layers`` for one batch, lazy and differentiable."""
     states = hidden_states(model, tokens)
@@ -25,13 +26,14 @@ def encode_texts(source: LanguageModel, texts: Sequence[str], pooling: Pooling, 
         ValueError: A text is empty, or too short for the pooling.
     """
     if isinstance(texts, str):
-        raise TypeError(f"[pinvnn.{name}] texts must be a list of strings, but got one string. Pass [text].")
+        fail(name, "texts must be a list of strings", "one string", "Pass [text].", TypeError)
     rows = [source.encode(text) for text in texts]
     needed = tokens_needed(pooling)
     for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
         if len(row) < needed or not text.strip():
             rule = f"texts must not be empty and have {needed} or more tokens"
-            raise ValueError(f"[pinvnn.{name}] {rule}, but got {text!r:.40} as number {i}, with {len(row)} tokens.")
+            got = f"{text!r:.40} as number {i}, with {len(row)} tokens"
+            fail(name, rule, got, "Leave it out, or take another pooling.")
     return rows
 
 
@@ -43,12 +45,13 @@ def check_layers(layers: Sequence[int], states: int) -> list[int]:
     """
     for layer in layers:
         if not -states <= layer < states:
-            raise ValueError(f"[pinvnn.heads] layer must be between {-states} and {states - 1}, but got {layer}.")
+            rule = f"layer must be between {-states} and {states - 1}"
+            fail("heads", rule, layer, "0 is the embedding, -1 the final norm.")
     return [layer % states for layer in layers]
 
 
 def extract(
-    model: Any,
+    model: ModelLike,
     texts: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
@@ -60,14 +63,18 @@ def extract(
 
     Args:
         model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
-        texts (list(str)): The texts.
+        texts (list(str)): The texts, none empty.
         layers (list(int)): The layers: 0 is the embedding, 1 the first layer; -1 is the final norm. Default: all.
         pooling (str or int): ``"last"`` token, ``"mean"`` of the tokens, or a token position. Default: ``"last"``.
-        batch_size (int): Texts a forward pass. Default: ``16``.
+        batch_size (int): Texts in one forward pass. Default: ``16``.
         max_length (int): Longer texts are cut to this number of tokens. Default: ``2048``.
 
     Returns:
         list(array): For each layer ``(len(texts), dims)`` in float32, in the order of the texts.
+
+    Raises:
+        TypeError: ``texts`` is one string.
+        ValueError: About the model, the layers, the pooling or a text, which the message names.
     """
     source, pooling = load_model(model, max_length), check_pooling(pooling)
     states = len(source.probe()[1])

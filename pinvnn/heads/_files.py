@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the checkpoint of an interrupted run."""
+"""Files that are written completely or not at all, and the checkpoint of an interrupted run."""
 
 import json
 import os
@@ -8,18 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .._mlx import fail
 from ..streaming import ReadoutStatistics
 
 
 def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
-    """Write files into ``folder``: all of them under other names first, so that none is ever seen half-written.
+    """Write files into ``folder``: first all of them under other names, so that none is ever seen half-written.
 
     Args:
-        folder: Made if it is not there; its other files are left alone.
-        writers: For each name what writes the file to the path that it is given.
+        folder: Created if it does not exist; its other files are left alone.
+        writers: For each name a function that writes the file to the path that it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The suffix stays in place, since writers tell the format by it.
+    # The suffix stays in place, since writers choose the format by it.
     partial = {name: folder / f".partial-{os.getpid()}-{name}" for name in writers}
     try:
         for name, write in writers.items():
@@ -34,23 +35,23 @@ def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None
 class Checkpoint:
     """The statistics of one rank, on disk, with the number of chunks that they hold.
 
-    A checkpoint is a folder that gets its name, with the number in it, when all of it is written; the one before is
-    removed only then. Whenever the process ends, the newest name is a whole checkpoint.
+    A checkpoint is a folder whose name holds that number. It gets this name only when all of it is written, and only
+    then is the previous one removed: whenever the process ends, the newest such name is a complete checkpoint.
 
     Args:
         folder: Where the checkpoints of the run are.
-        run: What the run does. Statistics of another run are never taken up.
-        rank: Of this process.
+        run: The settings that the statistics depend on. A checkpoint with other settings is refused.
+        rank: Rank of this process.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0):
+    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0) -> None:
         self.folder, self.run, self.rank = folder, run, rank
 
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob(f"rank{self.rank}-" + "[0-9]" * 8))
 
     def save(self, statistics: Sequence[ReadoutStatistics], chunks: int, tokens: int) -> None:
-        """Replace the checkpoint. ``chunks`` are in the statistics, with ``tokens`` tokens."""
+        """Replace the checkpoint by these statistics of the first ``chunks`` chunks, which have ``tokens`` tokens."""
         before = self._saved()
         name = f"rank{self.rank}-{chunks:08d}"
         partial = self.folder / f"{name}.partial"
@@ -60,7 +61,7 @@ class Checkpoint:
             stats.save(partial / f"{i}.safetensors")
         state = {"run": self.run, "chunks": chunks, "tokens": tokens}
         (partial / "state.json").write_text(json.dumps(state, indent=4) + "\n")
-        if (self.folder / name) not in before:  # the same chunks give the same statistics
+        if (self.folder / name) not in before:  # else these are the statistics that are there already
             os.replace(partial, self.folder / name)
         for old in before:
             if old.name != name:
@@ -70,7 +71,7 @@ class Checkpoint:
         """Statistics, chunks and tokens of the newest checkpoint, or None if there is none.
 
         Raises:
-            ValueError: The checkpoint is of another run.
+            ValueError: The checkpoint was made with other settings.
         """
         saved = self._saved()
         if not saved:
@@ -79,16 +80,15 @@ class Checkpoint:
         differs = [key for key in self.run if state["run"].get(key) != self.run[key]]
         if differs:
             key = differs[0]
-            raise ValueError(
-                f"[pinvnn.heads] {saved[-1]}: the checkpoint must be of the same run, but got {key} "
-                f"{state['run'].get(key)!r} there and {self.run[key]!r} now. Use another output folder, or restart."
-            )
+            got = f"{key} {state['run'].get(key)!r} there and {self.run[key]!r} now"
+            rule = f"{saved[-1]}: the checkpoint must be of the same run"
+            fail("heads", rule, got, "Use another output folder, or restart.")
         count = len(list(saved[-1].glob("*.safetensors")))
         statistics = [ReadoutStatistics.load(saved[-1] / f"{i}.safetensors") for i in range(count)]
         return statistics, state["chunks"], state["tokens"]
 
     def remove(self) -> None:
-        """Remove what this rank has saved, and the folder with the last rank's."""
+        """Remove the checkpoint of this rank; the last rank removes the folder, too."""
         for path in self.folder.glob(f"rank{self.rank}-*"):
             shutil.rmtree(path)
         with suppress(OSError):  # another rank still has one there, or has removed the folder

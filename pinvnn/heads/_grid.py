@@ -1,4 +1,4 @@
-"""A whole grid of penalties from one eigendecomposition."""
+"""Readouts for a grid of penalties from one eigendecomposition."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array,
         rotated = v.T @ m.xy
         weights, biases, scores = [], [], []
         for penalty in l2:
-            if penalty == 0:  # where rank matters, and one place decides on it
+            if penalty == 0:  # needs a decision on the rank, which the statistics make
                 weight, bias = stats.solve(0.0)
                 assert bias is not None
                 score = stats.gcv(0.0)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -12,18 +12,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .._mlx import fail
 from ..nn import LeastSquaresReadout
 from ._data import Label
 from ._extract import Pooling, pad
 from ._features import encode_texts, read_features
 from ._files import write_whole
-from ._model import OTHER_MODEL, SAME_MODEL, LanguageModel, load_model, similarity
+from ._model import OTHER_MODEL, SAME_MODEL, LanguageModel, ModelLike, load_model, similarity
 
 FILES = ("head.safetensors", "config.json")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a head was made with."""
+    """Installed versions of pinvnn, mlx and mlx-lm; ``"unknown"`` for what is not installed."""
     found = {}
     for package in ("pinvnn", "mlx", "mlx-lm"):
         try:
@@ -35,21 +36,21 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What ``config.json`` of a head says.
+    """Contents of a head's ``config.json``.
 
     Attributes:
         model: Path or repository of the model.
         model_type: Architecture, as mlx-lm calls it.
-        states: Number of the model's states: the embedding, the layers and the final norm.
+        states: How many states the model has: the embedding, the layers and the final norm.
         dims: Size of a state.
-        layer: The state that the head reads, 0 for the embedding.
+        layer: Number of the state that the head reads; 0 is the embedding.
         pooling: How a text becomes one vector.
         max_length: Longer texts are cut to this number of tokens.
         task: ``"classification"`` or ``"regression"``.
         labels: The labels of a classification, in the order of the head's outputs.
         l2: Penalty of the fit.
         scores: By split, accuracy of a classification or R^2 of a regression.
-        versions: Of the packages that made the head.
+        versions: By package, the versions that the head was made with.
     """
 
     model: str
@@ -69,12 +70,12 @@ class HeadConfig:
 class Head(nn.Module):
     r"""A language model with a closed-form readout of one of its layers.
 
-    It is one ``mlx.nn.Module``, with the model and the readout as its children, and differentiable from end to end:
-    train LoRA layers of the model through ``head.readout.loo_loss(head.features(tokens, lengths), y)``.
+    It is one ``mlx.nn.Module`` with the model and the readout as its children, differentiable from end to end: train
+    LoRA layers of the model through ``head.readout.loo_loss(head.features(tokens, lengths), y)``.
 
     Args:
-        config (HeadConfig): What the head is.
-        source (LanguageModel): The model that it reads.
+        config (HeadConfig): The model, the layer, the pooling and the labels.
+        source (LanguageModel): The model whose states it reads.
         readout (LeastSquaresReadout): The fitted readout.
 
     Examples:
@@ -84,12 +85,12 @@ class Head(nn.Module):
             head(["a small furry animal", "a country in Europe"])  # ['animal', 'location']
     """
 
-    def __init__(self, config: HeadConfig, source: LanguageModel, readout: LeastSquaresReadout):
+    def __init__(self, config: HeadConfig, source: LanguageModel, readout: LeastSquaresReadout) -> None:
         super().__init__()
-        self.config = config
-        self.source = source
-        self.model = source.model
-        self.readout = readout
+        self.config: HeadConfig = config
+        self.source: LanguageModel = source
+        self.model: nn.Module = source.model
+        self.readout: LeastSquaresReadout = readout
 
     def _extra_repr(self) -> str:
         return f"layer={self.config.layer}, pooling={self.config.pooling!r}, outputs={self.readout.weight.shape[0]}"
@@ -104,20 +105,33 @@ class Head(nn.Module):
         return pad(encode_texts(self.source, texts, self.config.pooling, "Head"))
 
     def features(self, tokens: mx.array, lengths: mx.array) -> mx.array:
-        """Pooled states of the head's layer, ``(batch, dims)`` in float32; differentiable in the model's parameters.
+        """Pooled states of the head's layer, differentiable with respect to the model's parameters.
 
         Args:
             tokens (array): Token ids ``(batch, length)``, padded to the right; see :meth:`tokenize`.
-            lengths (array): Tokens of each text, ``(batch,)``.
+            lengths (array): Number of tokens of each text, ``(batch,)``.
+
+        Returns:
+            array: ``(batch, dims)`` in float32.
         """
         return read_features(self.model, tokens, lengths, [self.config.layer], self.config.pooling)[0]
 
     def scores(self, tokens: mx.array, lengths: mx.array) -> mx.array:
-        """Outputs of the readout, ``(batch, outputs)``: one for each label, or the number of a regression."""
+        """Outputs of the readout for token ids as in :meth:`features`.
+
+        Returns:
+            array: ``(batch, outputs)``: one for each label, or the number of a regression.
+        """
         return self.readout(self.features(tokens, lengths))
 
-    def predict(self, texts: Iterable[str], batch_size: int = 16):
-        """Labels and scores of some texts, one after the other, never more than a batch in memory.
+    def predict(
+        self, texts: Iterable[str], batch_size: int = 16
+    ) -> Generator[tuple[Label, list[float]], None, None]:
+        """Labels and scores of some texts, one after the other, with one batch of them in memory.
+
+        Args:
+            texts (list(str)): The texts.
+            batch_size (int): Texts in one forward pass. Default: ``16``.
 
         Yields:
             tuple(label, list(float)): The label, or the number of a regression, and the outputs of the readout.
@@ -136,14 +150,14 @@ class Head(nn.Module):
 
         Args:
             texts (list(str)): The texts.
-            batch_size (int): Texts a forward pass. Default: ``16``.
+            batch_size (int): Texts in one forward pass. Default: ``16``.
         """
         if isinstance(texts, str):
             self.tokenize(texts)  # raises
         return [label for label, _ in self.predict(texts, batch_size)]
 
     def save(self, folder: str | Path) -> None:
-        """Write ``head.safetensors`` and ``config.json`` into ``folder``; the model itself is not saved."""
+        """Write ``head.safetensors`` and ``config.json`` into ``folder``. The model itself is not saved."""
         tokens, states = self.source.probe()
         arrays = {
             "weight": self.readout.weight,
@@ -161,20 +175,21 @@ class Head(nn.Module):
         )
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None) -> "Head":
-        """Read a head and put it on its model.
+    def load(cls, folder: str | Path, model: ModelLike | None = None) -> "Head":
+        """Load a head and the model that it belongs to.
 
         Args:
             folder (str): Where :meth:`save` has written it.
             model: Another place of the same model, or the pair (model, tokenizer) that ``mlx_lm.load`` returned.
-              Default: the model that the head names.
+                Default: the model that the head names.
 
         Raises:
-            ValueError: The folder is no head, or the head is of another model; the message says what does not fit.
+            ValueError: The folder holds no head, or the head belongs to another model; the message says why.
         """
         config, arrays = _read(Path(folder))
         if model is None and not config.model:
-            raise ValueError(f"[pinvnn.Head] {folder}: the head names no model, so pass one: Head.load(folder, model).")
+            rule = f"{folder}: the head names no model, so one must be passed"
+            fail("Head", rule, "none", "Use Head.load(folder, model).")
         source = load_model(config.model if model is None else model, config.max_length)
         _check(Path(folder), config, arrays, source)
         readout = LeastSquaresReadout(config.dims, arrays["weight"].shape[0], l2=config.l2)
@@ -192,30 +207,26 @@ def _read(folder: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"[pinvnn.Head] {folder}: the folder must hold a head, but got: {reason}") from None
     if dims != config.dims or arrays["weight"].shape[0] != (len(config.labels) or 1):
-        raise ValueError(
-            f"[pinvnn.Head] {folder}: the weight must be ({len(config.labels) or 1}, {config.dims}) as in "
-            f"{FILES[1]}, but got {arrays['weight'].shape}. Fit the head again."
-        )
+        rule = f"{folder}: the weight must be ({len(config.labels) or 1}, {config.dims}) as in {FILES[1]}"
+        fail("Head", rule, arrays["weight"].shape, "Fit the head again.")
     return config, arrays
 
 
 def _check(folder: Path, config: HeadConfig, arrays: dict[str, mx.array], source: LanguageModel) -> None:
-    """Whether the head was fitted on ``source``: its architecture, its tokenizer and, by the probe, its weights."""
+    """Raise ValueError unless the head was fitted on ``source``: its architecture, tokenizer and, by probe, weights."""
     tokens, states = source.probe()
     here = {"model_type": source.model_type, "states": len(states), "dims": states[0].shape[-1]}
     for key, value in here.items():
         if getattr(config, key) != value:
-            raise ValueError(
-                f"[pinvnn.Head] {folder}: the model must be the one that the head was fitted on, {config.model}, "
-                f"with {key} {getattr(config, key)}, but got {source.name} with {value}."
-            )
+            rule = f"{folder}: the model must be the one that the head was fitted on, {config.model}, with {key} "
+            fail("Head", rule + str(getattr(config, key)), f"{source.name} with {value}", "Fit a head on this model.")
     if tokens != arrays["probe.tokens"].tolist():
-        rule = f"the tokenizer must be that of {config.model}"
-        raise ValueError(f"[pinvnn.Head] {folder}: {rule}, but got another one in {source.name}.")
+        rule = f"{folder}: the tokenizer must be that of {config.model}"
+        fail("Head", rule, f"another one in {source.name}", "Fit a head on this model.")
     cosine = similarity(arrays["probe.states"], states[config.layer])
     got = f"{source.name} with a cosine of {cosine:.2f} to the states of layer {config.layer} then"
     if not cosine >= OTHER_MODEL:
-        raise ValueError(f"[pinvnn.Head] {folder}: the model must have the weights of {config.model}, but got {got}.")
+        fail("Head", f"{folder}: the model must have the weights of {config.model}", got, "Fit a head on this model.")
     if cosine < SAME_MODEL:
         warnings.warn(
             f"[pinvnn.Head] {folder}: the weights should be those of {config.model}, but got {got}. Fit the head again "

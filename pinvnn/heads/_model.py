@@ -1,24 +1,25 @@
-"""A language model of mlx-lm with its tokenizer, and how a head knows it again."""
+"""A language model of mlx-lm with its tokenizer, and how a head recognises it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .._mlx import fail
 from ._extract import context_length, hidden_states
 
-# What a head remembers of its model: the states of these words at its layer.
+# A head keeps the states of these words at its layer, by which it recognises its model.
 PROBE = "The quick brown fox jumps over the lazy dog."
-# Mean cosine between these states and the remembered ones. The same weights reach 0.999 in half precision or 8 bits,
-# and 0.8 to 0.99 in 4 bits, where predictions begin to suffer; other weights of the same shape are near 0.
+# Limits for the mean cosine between those states and the present ones. The same weights reach 0.999 in half precision
+# or 8 bits, and 0.8 to 0.99 in 4 bits, where predictions begin to suffer; other weights of the same shape are near 0.
 SAME_MODEL, OTHER_MODEL = 0.95, 0.5
 
 
 @dataclass
 class LanguageModel:
-    """What ``mlx_lm.load`` returns, with a name and the longest text.
+    """A model and its tokenizer, as ``mlx_lm.load`` returns them, with a name and the longest text.
 
     Attributes:
         name: Path or repository.
@@ -32,9 +33,9 @@ class LanguageModel:
     tokenizer: Any
     max_length: int = 2048
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_length < 1:
-            raise ValueError(f"[pinvnn.heads] the longest text must have 1 token or more, but got {self.max_length}.")
+            fail("heads", "the longest text must have 1 token or more", self.max_length, "Raise max_length.")
         self.max_length = min(self.max_length, context_length(self.model) or self.max_length)
 
     def tokens(self, text: str) -> list[int]:
@@ -42,26 +43,31 @@ class LanguageModel:
         return list(self.tokenizer.encode(text))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, its beginning if it is too long."""
+        """Token ids of ``text``, the first :attr:`max_length` of them."""
         return self.tokens(text)[: self.max_length]
 
     def probe(self) -> tuple[list[int], list[mx.array]]:
-        """Token ids of a few fixed words and their states in every layer, ``(tokens, dims)`` each."""
+        """Token ids of one fixed sentence and its states in every layer, ``(tokens, dims)`` in float32 each."""
         ids = self.encode(PROBE)
         states = hidden_states(self.model, mx.array([ids], dtype=mx.int32))
         return ids, [state[0].astype(mx.float32) for state in states]
 
     @property
     def model_type(self) -> str:
+        """The architecture, as mlx-lm calls it."""
         return str(getattr(self.model, "model_type", type(self.model).__name__))
 
 
-def load_model(model: "str | Path | tuple | LanguageModel", max_length: int = 2048) -> LanguageModel:
+#: A folder or repository for ``mlx_lm.load``, the pair (model, tokenizer) that it returned, or a loaded model.
+ModelLike: TypeAlias = str | Path | tuple[nn.Module, Any] | LanguageModel
+
+
+def load_model(model: ModelLike, max_length: int = 2048) -> LanguageModel:
     """Load a model by name, or take one that was loaded.
 
     Args:
         model: A folder or repository for ``mlx_lm.load``, or the pair (model, tokenizer) that it returned.
-        max_length: Longer texts are cut to this number of tokens, or to the model's context if that is shorter.
+        max_length (int): Longer texts are cut to this number of tokens, or to the model's context if that is shorter.
 
     Raises:
         ValueError: There is no such model, or mlx-lm cannot read it.
@@ -78,7 +84,7 @@ def load_model(model: "str | Path | tuple | LanguageModel", max_length: int = 20
     name = str(model)
     # A path that is not there must not be asked for on the hub.
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ValueError(f"[pinvnn.heads] {name}: the model must be a folder or a repository, but got neither.")
+        fail("heads", f"{name}: the model must be a folder or a repository", "neither", "Check the path.")
     try:
         loaded, tokenizer, *_ = load(name)
     except Exception as error:  # mlx-lm, transformers and the hub raise many kinds, with messages of many lines

@@ -1,4 +1,4 @@
-"""What an atlas leaves behind: a table, a heat map, a JSON report and the best head."""
+"""The files and the table of an atlas: heat map, JSON report, best head."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,12 @@ REPORT, PICTURE, BEST_HEAD = "atlas.json", "atlas.png", "head"
 
 
 def metric(result: Atlas) -> str:
+    """Name of the scores: ``"accuracy"`` or ``"R^2"``."""
     return "accuracy" if result.dataset.classes else "R^2"
 
 
 def report(result: Atlas) -> dict[str, Any]:
-    """Everything about an atlas but the weights, ready for JSON."""
+    """All of an atlas except its weights, ready for JSON."""
     best, clock = result.best, result.clock
     return {
         "model": result.source.name,
@@ -51,7 +52,7 @@ def report(result: Atlas) -> dict[str, Any]:
 
 
 def table(result: Atlas) -> str:
-    """One line a layer: its best penalty and its scores."""
+    """A line for each layer with its best penalty and its scores."""
     kind = metric(result)
     lines = [f"{'layer':>9}  {'l2':>8}  {'valid ' + kind:>14}  {'test ' + kind:>14}"]
     for i in range(len(result.layers)):
@@ -64,7 +65,7 @@ def table(result: Atlas) -> str:
 
 
 def seconds(result: Atlas) -> str:
-    """Where the time went."""
+    """One line on how long the parts of a run took."""
     clock = result.clock
     forward = clock.seconds.get("forward", 0.0)
     head = sum(value for part, value in clock.seconds.items() if part != "forward")
@@ -78,8 +79,13 @@ def seconds(result: Atlas) -> str:
 
 
 def plot(result: Atlas, path: str | Path) -> None:
-    """Draw validation scores as a heat map of layers and penalties, and the best of each layer below it."""
-    # The object interface, which needs no display and leaves matplotlib's global state alone.
+    """Draw a heat map of the validation scores over layers and penalties, and below it the best score of each layer.
+
+    Args:
+        result (Atlas): What to draw; its GCV scores if it has no validation scores.
+        path (str): The file, in the format of its suffix.
+    """
+    # matplotlib's object interface needs no display and leaves its global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -111,7 +117,7 @@ def plot(result: Atlas, path: str | Path) -> None:
 
 
 def save(result: Atlas, folder: str | Path) -> None:
-    """Write the report, the heat map and the best head into ``folder``, each whole or not at all."""
+    """Write ``atlas.json``, ``atlas.png`` and the best head into ``folder``, each completely or not at all."""
     folder = Path(folder)
     result.head().save(folder / BEST_HEAD)
     text = json.dumps(report(result), indent=4) + "\n"

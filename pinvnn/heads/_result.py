@@ -1,4 +1,4 @@
-"""What a run finds: readouts of every layer and penalty, their scores, and the best head."""
+"""The result of a run: readouts of every layer and penalty, their scores, and the best head."""
 
 from dataclasses import dataclass, field
 
@@ -18,19 +18,19 @@ class Atlas:
 
     Attributes:
         source: The model.
-        dataset: What is known of the data.
+        dataset: The task, the classes and the files of the data.
         pooling: How a text becomes one vector.
         states: Number of the model's states.
         layers: The layers, by number: 0 is the embedding, ``states - 1`` the final norm.
         l2: The grid of penalties.
-        weights: For each layer ``(len(l2), outputs, dims)``.
-        biases: For each layer ``(len(l2), outputs)``.
-        gcv: Generalized cross validation score on the training texts, ``[layer][l2]``; smaller is better.
+        weights: One array for each layer, ``(len(l2), outputs, dims)``.
+        biases: One array for each layer, ``(len(l2), outputs)``.
+        gcv: Generalized cross validation (GCV) score on the training texts, ``[layer][l2]``; smaller is better.
         valid: Accuracy of a classification or R^2 of a regression on the validation texts, ``[layer][l2]``; None
             without ``valid.jsonl``.
-        chosen: For each layer the index of its best penalty, by ``valid`` or, without it, by ``gcv``.
+        chosen: For each layer the index in ``l2`` of its best penalty, by ``valid`` or, without it, by ``gcv``.
         test: For each layer the score of that penalty on the test texts; None without ``test.jsonl``.
-        clock: Seconds and tokens of the parts of the run.
+        clock: Seconds that each part of the run took, and the number of tokens.
         resumed: Number of texts that a checkpoint held already.
     """
 
@@ -50,22 +50,26 @@ class Atlas:
     resumed: int = 0
 
     def layer_name(self, index: int) -> str:
-        """Name of the layer at ``index`` in :attr:`layers`."""
+        """The layer at ``index`` in :attr:`layers`: ``"embedding"``, ``"norm"``, or its number."""
         layer = self.layers[index]
         return {0: "embedding", self.states - 1: "norm"}.get(layer, str(layer))
 
     def score(self, index: int) -> float:
-        """Score of the layer at ``index`` with its best penalty: what the best layer is chosen by; larger is better."""
+        """Score of the layer at ``index`` with its best penalty; the best layer is the one with the largest."""
         column = self.chosen[index]
         return -self.gcv[index][column] if self.valid is None else self.valid[index][column]
 
     @property
     def best(self) -> int:
-        """Index of the best layer in :attr:`layers`; the lowest of equals."""
+        """Index of the best layer in :attr:`layers`; of equal ones the first."""
         return max(range(len(self.layers)), key=self.score)
 
     def head(self, index: int | None = None) -> Head:
-        """The head of the layer at ``index`` in :attr:`layers` with its best penalty. Default: of the best layer."""
+        """A head of one layer, with the best penalty of that layer.
+
+        Args:
+            index (int): Place of the layer in :attr:`layers`. Default: the best layer.
+        """
         index = self.best if index is None else index
         column = self.chosen[index]
         weight, bias = self.weights[index][column], self.biases[index][column]

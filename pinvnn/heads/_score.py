@@ -1,4 +1,4 @@
-"""Scores of many readouts on a stream of texts: accuracy or R^2."""
+"""Scores of many readouts in one pass over the texts: accuracy or R^2."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from .._mlx import on_cpu
 
 
 class Tally:
-    """Counts what the readouts of every layer and penalty get right.
+    """Sums from which the scores of the readouts of every layer and penalty follow.
 
     Args:
-        weights: For each layer ``(penalties, outputs, dims)``.
-        biases: For each layer ``(penalties, outputs)``.
+        weights: One array for each layer, ``(penalties, outputs, dims)``.
+        biases: One array for each layer, ``(penalties, outputs)``.
         classification: Whether to count right labels, or to add up squared errors.
     """
 
-    def __init__(self, weights: list[mx.array], biases: list[mx.array], classification: bool):
+    def __init__(self, weights: list[mx.array], biases: list[mx.array], classification: bool) -> None:
         self.weights, self.biases, self.classification = weights, biases, classification
         with on_cpu():
             self._sums = mx.zeros((len(weights), weights[0].shape[0]), mx.float64)
-            self._moments = mx.zeros((3,), mx.float64)  # of the numbers of a regression: how many, sum, sum of squares
+            self._moments = mx.zeros((3,), mx.float64)  # of the targets: count, sum, sum of squares
 
     def add(self, features: list[mx.array], targets: mx.array) -> None:
-        """Add rows: for each layer ``(rows, dims)``, and their ``(rows, outputs)``."""
+        """Add the features of some rows, ``(rows, dims)`` for each layer, and their targets ``(rows, outputs)``."""
         layers = zip(self.weights, self.biases, features, strict=True)
         sums = mx.stack([self._layer(*layer, targets) for layer in layers])
         mx.eval(sums)
@@ -45,7 +45,7 @@ class Tally:
         return ((predicted - targets[:, None, :]) ** 2).sum(axis=(0, 2))
 
     def scores(self, group: mx.distributed.Group) -> list[list[float]]:
-        """Accuracy or R^2 over the rows of all processes, ``[layer][penalty]``."""
+        """Accuracy or R^2 over the rows of all processes in ``group``, ``[layer][penalty]``."""
         with on_cpu():
             sums = mx.distributed.all_sum(self._sums, group=group)
             count, total, squares = mx.distributed.all_sum(self._moments, group=group)

@@ -1,7 +1,7 @@
-"""Texts into features: chunks of rows, sorted by length into batches, shared among the ranks."""
+"""Texts into features: chunks of rows, sorted by length into batches, which the ranks share."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,12 +20,12 @@ CHUNK = 256
 
 
 class Chunk(NamedTuple):
-    """Features of some texts of a file.
+    """Features of up to ``CHUNK`` texts of a file.
 
     Attributes:
         index: Number of the chunk in the file.
-        tokens: Tokens of the chunk, those of all ranks.
-        features: One array ``(rows, dims)`` in float32 for each layer asked for; no array if this rank has no rows.
+        tokens: Number of tokens of the chunk on all ranks.
+        features: One array ``(rows, dims)`` in float32 for each layer read; an empty list if this rank has no rows.
         targets: ``(rows, output_dims)``: 1 for the class of a text and -1 for the others, or the number to regress on.
     """
 
@@ -37,13 +37,19 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Clock:
-    """Seconds and tokens of the parts of a run."""
+    """How long the parts of a run took.
+
+    Attributes:
+        seconds: By the name of the part.
+        tokens: Number of tokens that went through the model on this rank.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
 
     @contextmanager
-    def measure(self, part: str):
+    def measure(self, part: str) -> Generator[None, None, None]:
+        """Context whose time is added to ``part``."""
         start = time.perf_counter()
         try:
             yield
@@ -53,16 +59,18 @@ class Clock:
 
 @dataclass
 class Reader:
-    """Turns the texts of a split into features.
+    """Reads the texts of a split and turns them into features.
 
     Attributes:
         source: The model.
-        dataset: Says what the labels mean.
-        layers: The layers to read.
+        dataset: The task and its classes.
+        layers: The layers to read, counted from 0.
         pooling: How a text becomes one vector.
-        batch_size: Texts a forward pass.
-        rank: Which of the ``ranks`` processes this is; they take turns at the batches.
-        progress: Whether to show a bar.
+        batch_size: Texts in one forward pass.
+        rank: Number of this process among ``ranks``, which take turns at the batches.
+        ranks: Number of processes.
+        progress: Whether to show a progress bar.
+        clock: Where the time is counted.
     """
 
     source: LanguageModel
@@ -76,7 +84,7 @@ class Reader:
     clock: Clock = field(default_factory=Clock)
 
     def chunks(self, split: Split, start: int = 0, tokens: int = 0) -> Iterator[Chunk]:
-        """The chunks of a file from number ``start`` on, before which it has that many ``tokens``."""
+        """The chunks of a file from number ``start`` on; those before it have ``tokens`` tokens."""
         rows = islice(read_rows(split.path), start * CHUNK, None)
         with _bar(split, tokens) if self.progress and self.rank == 0 else nullcontext() as shown:
             index = start
@@ -86,8 +94,9 @@ class Reader:
                 index += 1
 
     def _chunk(self, index: int, rows: list[Row], shown: Any) -> Chunk:
+        """Features of ``rows``; ``shown`` is a progress bar or None."""
         encoded = [self.source.encode(row.text) for row in rows]
-        # Texts of one length in a batch need little padding.
+        # Texts of similar length in a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
         parts: list[list[mx.array]] = []
         mine: list[Row] = []
@@ -111,7 +120,7 @@ class Reader:
         return features
 
     def targets(self, rows: Sequence[Row]) -> mx.array:
-        """What the readout is fitted to."""
+        """Targets of the fit, ``(rows, output_dims)``: see :class:`Chunk`."""
         if not self.dataset.classes:
             return mx.array([float(row.label) for row in rows]).reshape(len(rows), 1)
         column = {label: i for i, label in enumerate(self.dataset.classes)}
@@ -119,7 +128,7 @@ class Reader:
         return mx.where(index == mx.arange(len(column)), 1.0, -1.0)
 
 
-def _bar(split: Split, done: int):
+def _bar(split: Split, done: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=split.tokens, initial=done, unit="tok", unit_scale=True, desc=split.path.stem, dynamic_ncols=True)

@@ -1,0 +1,48 @@
+"""The options of a run, in one place for ``atlas``, ``fit_head`` and the command."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._mlx import fail
+from ._data import Task, check_task
+from ._extract import Pooling, check_pooling
+
+L2_GRID: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-2, 7))
+
+
+@dataclass
+class Options:
+    """The keyword arguments of :func:`atlas` and :func:`fit_head`, which describes them, with their defaults.
+
+    Raises:
+        ValueError: A penalty, the pooling, the task or the batch size is not what it must be.
+    """
+
+    layers: Sequence[int] | None = None
+    l2: Sequence[float] | float = L2_GRID
+    pooling: Pooling = "last"
+    task: Task = "auto"
+    batch_size: int = 16
+    max_length: int = 2048
+    save_every: float = 60.0
+    restart: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        self.grid = check_grid(self.l2)
+        self.pooling = check_pooling(self.pooling)
+        if self.batch_size < 1:
+            fail("heads", "batch_size must be 1 or more", self.batch_size, "Pass 16, say.")
+        check_task(self.task)
+
+
+def check_grid(l2: Sequence[float] | float) -> list[float]:
+    """The penalties as a list of numbers.
+
+    Raises:
+        ValueError: There is none, or one is negative or not finite.
+    """
+    values = [float(value) for value in (l2 if isinstance(l2, Sequence) else [l2])]
+    if not values or not all(0 <= value < float("inf") for value in values):
+        fail("heads", "l2 must be one or more finite numbers, 0 or larger", l2, "Pass [0.1, 1.0, 10.0], say.")
+    return values
