@@ -1,16 +1,18 @@
-"""What the singular values of a matrix say: its rank, its condition, the gap at the cutoff."""
+"""Rank and condition of a matrix, and the gap between its kept and dropped singular values."""
 
 import mlx.core as mx
 
 from ._factor.rank import gap
-from ._factor.right_factor import factor, rank_of
+from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._mlx import checks, dtypes
 from ._mlx.complex import h
 from ._mlx.place import large, on_cpu
-from ._types import Diagnosis
+from ._types import ArrayLike, Diagnosis, Tolerance
 
 
-def matrix_rank(a, *, rtol=None, atol=None, hermitian=False):
+def matrix_rank(
+    a: ArrayLike, *, rtol: Tolerance = None, atol: Tolerance = None, hermitian: bool = False
+) -> mx.array:
     """Number of singular values above ``max(atol, rtol * s_max)``.
 
     Args:
@@ -23,19 +25,19 @@ def matrix_rank(a, *, rtol=None, atol=None, hermitian=False):
         ``(...)`` int32; 0 for a matrix with NaN or Inf. No gradient.
 
     Raises:
-        ValueError: for a shape or tolerance that does not fit.
-        TypeError: for what is no array.
+        ValueError: If ``a`` is no matrix or a tolerance is negative or of a wrong shape.
+        TypeError: If an argument is not array-like.
 
     Example:
         >>> int(matrix_rank(mx.ones((3, 2))))
         1
     """
-    a, f = _small_factor("matrix_rank", a, rtol, atol, hermitian)
+    a, f = _checked_factor("matrix_rank", a, rtol, atol, hermitian)
     return mx.zeros(a.shape[:-2], mx.int32) if f is None else rank_of(a, f)
 
 
-def diagnose(a, *, rtol=None, atol=None):
-    """Rank, condition and gap of a matrix, in lazy arrays that survive ``mx.compile``.
+def diagnose(a: ArrayLike, *, rtol: Tolerance = None, atol: Tolerance = None) -> Diagnosis:
+    """Rank, condition and gap of a matrix, as lazy arrays: it works inside ``mx.compile``.
 
     Args:
         a: ``(..., m, n)``.
@@ -46,14 +48,14 @@ def diagnose(a, *, rtol=None, atol=None):
         A :class:`Diagnosis` of arrays ``(...)``. Its ``gap`` is what the gradient of :func:`pinv` divides by.
 
     Raises:
-        ValueError: for a shape or tolerance that does not fit.
-        TypeError: for what is no array.
+        ValueError: If ``a`` is no matrix or a tolerance is negative or of a wrong shape.
+        TypeError: If an argument is not array-like.
 
     Example:
         >>> diagnose(mx.array([[2.0, 0.0], [0.0, 1.0]])).cond
         array(2, dtype=float32)
     """
-    a, f = _small_factor("diagnose", a, rtol, atol, False)
+    a, f = _checked_factor("diagnose", a, rtol, atol, False)
     batch = a.shape[:-2]
     if f is None:
         zeros, ones = mx.zeros(batch, mx.int32), mx.ones(batch)
@@ -65,11 +67,14 @@ def diagnose(a, *, rtol=None, atol=None):
         s_max = f.s[..., 0]
         cond = mx.where(mx.any(kept, axis=-1), s_max / last, mx.full(s_max.shape, float("inf"), s_max.dtype))
         values = (cond, gap(f.s, kept), s_max / f.r[..., 0, 0])
-        return Diagnosis(rank_of(a, f), *(x.astype(dtype) for x in values), mx.isfinite(f.s[..., 0]))
+        cond, relative_gap, s_max = (x.astype(dtype) for x in values)
+        return Diagnosis(rank_of(a, f), cond, relative_gap, s_max, mx.isfinite(f.s[..., 0]))
 
 
-def _small_factor(name, a, rtol, atol, hermitian):
-    """Working ``a`` and the :class:`Factor` of its taller orientation, None if it is empty."""
+def _checked_factor(
+    name: str, a: ArrayLike, rtol: Tolerance, atol: Tolerance, hermitian: bool
+) -> tuple[mx.array, RightFactor | None]:
+    """``a`` in its working dtype, and the factor of ``a`` or, if it is wide, of its transpose; None if it is empty."""
     a = checks.matrix(name, a, hermitian)
     work = dtypes.working(a)
     rtol, atol = checks.tolerances(name, a, rtol, atol)
@@ -77,4 +82,4 @@ def _small_factor(name, a, rtol, atol, hermitian):
         a = checks.in_working_dtype(a, work, hermitian)
         if a.size == 0:
             return a, None
-        return a, factor(a if a.shape[-2] >= a.shape[-1] else h(a), None, rtol, atol)[0]
+        return a, right_factor(a if a.shape[-2] >= a.shape[-1] else h(a), None, rtol, atol)[0]

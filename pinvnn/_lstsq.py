@@ -4,40 +4,51 @@ import mlx.core as mx
 
 from ._factor.full_rank import factor_of_inverse, full_rank, inverse_by_lu, with_vectors
 from ._factor.rank import default_rtol
-from ._factor.right_factor import Factor, factor, gram_factor, rank_of
-from ._factor.values import adjoint_value, known_adjoint_value, known_solve_value, solve_value, square_value
+from ._factor.right_factor import RightFactor, rank_of, right_factor, right_factor_of_gram
+from ._factor.values import adjoint_value, full_rank_adjoint_value, full_rank_solve_value, solve_value, square_value
 from ._mlx import checks, dtypes
 from ._mlx.complex import h
 from ._mlx.place import astype, large, on_cpu
-from ._rules.products import gram, sum_over_rows, weigh
+from ._rules.products import gram_handle, sum_over_rows, weigh
 from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
 from ._rules.square import attach_square_solve
-from ._types import LstsqResult
+from ._types import ArrayLike, LstsqResult, Method, Stream, Tolerance
 
 
-def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=None):
+def lstsq(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    rtol: Tolerance = None,
+    atol: Tolerance = None,
+    method: Method = "auto",
+    stream: Stream = None,
+) -> LstsqResult:
     r"""Weighted least squares of minimum norm, differentiable at every order.
 
     .. math::
         x = (D^{1/2} A)^+ D^{1/2} b, \qquad D = \mathrm{diag}(w)
 
-    minimizes :math:`\sum_i w_i |b_i - a_i x|^2` and, where that leaves a choice, :math:`\|x\|`. Singular values of the
+    minimizes :math:`\sum_i w_i |b_i - a_i x|^2` and, among all minimizers, :math:`\|x\|`. Singular values of the
     weighted matrix ``s <= max(atol, rtol * s_max)`` are dropped, and the derivative is that of the truncated problem.
 
     Args:
         a: ``(..., m, n)``, of a dtype that :func:`pinv` takes.
-        b: ``(m,)``, a vector only if it is 1-D, or ``(..., m, k)``. ``a`` and ``b`` broadcast over batch dimensions.
-        weights: ``(..., m)``, non-negative: weight 2 equals the row given twice. The gradient at weight 0 is finite and
-            exact. A negative weight gives NaN. Weighted problems with m < n cost O(n^3).
-        rtol: Relative cutoff, a number or an array over the batch. Default ``min(m, n) * eps`` of the dtype, or 0 if
-            ``atol`` is given. No gradient.
-        atol: Absolute cutoff, likewise. Default 0. No gradient.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64), ``"svd"`` (real; in float64), or
-            ``"cholesky"`` for full rank, which is NaN where it cannot prove that no singular value is to be dropped.
-            "auto" evaluates its arguments to see whether that will do, except inside ``mx.compile`` and ``mx.vmap`` and
-            with a GPU as default device: there ``"cholesky"`` has to be asked for, and saves most of the time.
-        stream: Where the large products of the gradient run. Nobody needs to pass it.
+        b: ``(m,)`` or ``(..., m, k)``: only a 1-D ``b`` is a vector. Batch dimensions of ``a`` and ``b`` broadcast.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. The gradient at weight 0 is finite and
+            exact. A negative weight gives NaN. A weighted problem with m < n costs O(n^3).
+        rtol: Relative cutoff: a number or an array that broadcasts to the batch shape. Default ``min(m, n) * eps`` of
+            the dtype, or 0 if ``atol`` is given. No gradient.
+        atol: Absolute cutoff, of the same shapes. Default 0. No gradient.
+        method: ``"auto"`` or a route by name. ``"gram"``: eigenvalues of the Gram matrix, for float32 and complex64.
+            ``"svd"``: a singular value decomposition in float64, for real matrices. ``"cholesky"``: the fastest, for
+            full rank; NaN if full rank cannot be verified. "auto" tries Cholesky first where it can evaluate the
+            arguments. It cannot inside ``mx.compile`` and ``mx.vmap``, and does not with a GPU as default device; pass
+            ``"cholesky"`` there if full rank is known, which saves most of the time.
+        stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
+            on the CPU, the only device that has them.
 
     Returns:
         :class:`LstsqResult` ``(solution, residuals, rank, singular_values)``. ``solution`` is ``(..., n, k)``, or
@@ -45,8 +56,8 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
         values that are numerically zero have gradient 0. Residuals and singular values of half input are float32.
 
     Raises:
-        ValueError: for shapes, tolerances or a method that do not fit.
-        TypeError: for what is no array.
+        ValueError: If shapes do not match, a tolerance is negative or of a wrong shape, or the method does not apply.
+        TypeError: If an argument is not array-like.
 
     References:
         G. H. Golub and V. Pereyra, SIAM J. Numer. Anal. 10 (1973), Eq. 4.12, doi 10.1137/0710036.
@@ -91,13 +102,15 @@ def lstsq(a, b, *, weights=None, rtol=None, atol=None, method="auto", stream=Non
         return LstsqResult(x, residuals, ranks, s)
 
 
-def _empty(a, shape):
+def _empty(a: mx.array, shape) -> tuple[mx.array, mx.array, mx.array]:
+    """Solution, rank and singular values where there is nothing to solve: all zero."""
     real = dtypes.real(a.dtype)
     least = min(a.shape[-2:])
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
 
 
-def _sums_of_squares(rest, weights):
+def _sums_of_squares(rest: mx.array, weights: mx.array | None) -> mx.array:
+    """Weighted sums of squares of ``rest`` (..., m, k) over the rows, ``(..., k)``."""
     if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
         return mx.zeros((*rest.shape[:-2], rest.shape[-1]), dtypes.real(rest.dtype))
     if rest.dtype == mx.complex64:
@@ -116,7 +129,7 @@ def _solve(a, b, w, rtol, atol, method, whole):
     def of(x, ranks, f):
         return x, ranks, _singular_values(flat, w, f)[..., : min(m, n)]
 
-    # Full rank that is certain needs no singular vectors: those of what is found are computed only if asked for.
+    # Verified full rank needs no singular vectors. The singular values are lazy: computed only if evaluated.
     full = mx.full(a.shape[:-2], min(m, n), mx.int32)
     known = full_rank(flat, rtol, atol, w, b if flat is a else None, method) if b.shape[-1] else None
     if known is not None:
@@ -124,14 +137,14 @@ def _solve(a, b, w, rtol, atol, method, whole):
             x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
             return of(x, full, with_vectors(factor_of_inverse(inverse)))
         if flat is a:
-            x = attach_solve(a, b, w, known.factor, known_solve_value(a, b, w, known))
+            x = attach_solve(a, b, w, known.right, full_rank_solve_value(a, b, w, known))
         else:
-            x = attach_adjoint(flat, b, *known.factor, known_adjoint_value(flat, b, known))
+            x = attach_adjoint(flat, b, *known.right, full_rank_adjoint_value(flat, b, known))
         if method == "auto":
-            return of(x, full, with_vectors(known.factor))
-        f, _ = factor(flat, w, rtol, atol)
+            return of(x, full, with_vectors(known.right))
+        f, _ = right_factor(flat, w, rtol, atol)
         return of(x, rank_of(a, f), f)
-    f, left = factor(flat, w, rtol, atol, method)
+    f, left = right_factor(flat, w, rtol, atol, method)
     if b.shape[-1] == 0:
         x = mx.zeros((*whole, n, 0), a.dtype)
     elif flat is a:
@@ -141,11 +154,14 @@ def _solve(a, b, w, rtol, atol, method, whole):
     return of(x, rank_of(a, f), f)
 
 
-def _singular_values(a, w, f: Factor):
-    """Singular values of the weighted ``a``, descending: s = sqrt(l), ds = 0 where l is only rounding noise."""
+def _singular_values(a: mx.array, w: mx.array | None, f: RightFactor) -> mx.array:
+    """Singular values s of the weighted ``a``, descending, ``(..., n)``, with their derivative.
+
+    They are the roots of the eigenvalues of the Gram matrix. Values at the level of rounding have gradient 0.
+    """
     twins = a.dtype == mx.complex64
     with on_cpu():
-        values = eigenvalues(gram(a, w, f), f, twins)
+        values = eigenvalues(gram_handle(a, w, f), f, twins)
         s = f.s
         if twins:
             s, values = s[..., ::2], mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1)
@@ -155,7 +171,7 @@ def _singular_values(a, w, f: Factor):
         return (mx.where(real, root, s) / f.r[..., 0]).astype(dtypes.real(a.dtype))
 
 
-def normal_lstsq(gram_matrix, rhs, rtol=None):
+def normal_lstsq(gram_matrix: mx.array, rhs: mx.array, rtol: mx.array | float | None = None) -> mx.array:
     """``gram_matrix^+ rhs`` truncated, differentiable: least squares from a Gram matrix that was accumulated elsewhere.
 
     Args:
@@ -173,5 +189,5 @@ def normal_lstsq(gram_matrix, rhs, rtol=None):
             return mx.zeros(rhs.shape, rhs.dtype)
         k = gram_matrix.astype(mx.float64)
         rtol = (n * dtypes.eps(gram_matrix.dtype)) ** 0.5 if rtol is None else rtol
-        f = gram_factor(k, gram_matrix.dtype, (n, n), rtol, None)
+        f = right_factor_of_gram(k, gram_matrix.dtype, (n, n), rtol, None)
         return (inverse(k * f.r * f.r, rhs.astype(mx.float64), f) * f.r * f.r).astype(rhs.dtype)

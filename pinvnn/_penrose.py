@@ -6,14 +6,15 @@ from ._factor.lapack import thin_svd
 from ._mlx import checks, dtypes
 from ._mlx.complex import embed
 from ._mlx.place import astype, on_cpu
+from ._types import ArrayLike
 
 
-def penrose_residuals(a, p):
+def penrose_residuals(a: ArrayLike, p: ArrayLike) -> mx.array:
     """How far ``p`` is from the pseudo-inverse of ``a``: relative residuals of Penrose's four conditions.
 
-    In the Frobenius norm, ``|APA - A| / |A|``, ``|PAP - P| / |P|``, ``|AP - (AP)^H| / |AP|`` and
-    ``|PA - (PA)^H| / |PA|``, computed in float64 without an m x m matrix where m is the long side; 0 where numerator
-    and denominator are 0.
+    In the Frobenius norm: ``|APA - A| / |A|``, ``|PAP - P| / |P|``, ``|AP - (AP)^H| / |AP|`` and
+    ``|PA - (PA)^H| / |PA|``, computed in float64 and, for m > n, without an m x m matrix. A residual is 0 where both
+    its numerator and its denominator are.
 
     Args:
         a: ``(..., m, n)``.
@@ -23,8 +24,8 @@ def penrose_residuals(a, p):
         ``(..., 4)``, float32 (float64 for float64 input). No gradient.
 
     Raises:
-        ValueError: for shapes that do not fit.
-        TypeError: for what is no array.
+        ValueError: If the shapes do not match.
+        TypeError: If an argument is not array-like.
 
     References:
         R. Penrose, A generalized inverse for matrices, Proc. Cambridge Phil. Soc. 51 (1955), Eqs. 1-4, doi
@@ -54,7 +55,7 @@ def penrose_residuals(a, p):
         return mx.stop_gradient(mx.stack(parts, axis=-1).astype(dtypes.real(work)))
 
 
-def _asymmetry(x, y):
+def _asymmetry(x: mx.array, y: mx.array) -> mx.array:
     """``|S - S^T| / |S|`` of S = x y^T, x and y (..., m, n): by an orthonormal basis of both if m is the long side."""
     m, n = x.shape[-2:]
     if m <= 2 * n:
@@ -70,9 +71,9 @@ def _asymmetry(x, y):
     return _ratio(_norm(s - s.mT), _norm(s))
 
 
-def _norm(x):
+def _norm(x: mx.array) -> mx.array:
     return mx.sqrt(mx.sum(x * x, axis=(-2, -1)))
 
 
-def _ratio(x, y):
+def _ratio(x: mx.array, y: mx.array) -> mx.array:
     return mx.where((x == 0) & (y == 0), mx.zeros_like(x), x / y)

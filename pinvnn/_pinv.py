@@ -3,16 +3,25 @@
 import mlx.core as mx
 
 from ._factor.full_rank import full_rank, inverse_by_lu
-from ._factor.right_factor import factor
-from ._factor.values import known_pinv_value, left_vectors, pinv_value
+from ._factor.right_factor import right_factor
+from ._factor.values import full_rank_pinv_value, left_vectors, pinv_value
 from ._mlx import checks, dtypes
 from ._mlx.complex import h
 from ._mlx.place import CPU, astype, large
 from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
 from ._rules.square import attach_inverse
+from ._types import ArrayLike, Method, Stream, Tolerance
 
 
-def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None):
+def pinv(
+    a: ArrayLike,
+    *,
+    rtol: Tolerance = None,
+    atol: Tolerance = None,
+    hermitian: bool = False,
+    method: Method = "auto",
+    stream: Stream = None,
+) -> mx.array:
     r"""Moore-Penrose pseudo-inverse, differentiable at every order.
 
     Singular values ``s <= max(atol, rtol * s_max)`` are dropped. The derivative is that of the truncated pseudo-inverse
@@ -21,28 +30,30 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
     .. math::
         dP = -P\,dA\,P + P P^H dA^H (I - A P) + (I - P A) dA^H P^H P.
 
-    Its only pole is a closing gap between the last kept and the first dropped value (see :func:`diagnose`). At the zero
-    matrix, where no value is kept, value and gradient are zero.
+    The derivative grows as the reciprocal of the gap between the last kept and the first dropped singular value (see
+    :func:`diagnose`), and has no other pole. At the zero matrix, which keeps none, value and gradient are zero.
 
     Args:
         a: ``(..., m, n)``, float32, float64 (computed on the CPU) or complex64. float16 and bfloat16 are computed in
-            float32 and come back as they went in; integers and booleans become float32. Any dimension may be 0.
-        rtol: Relative cutoff, a number or an array over the batch. Default ``min(m, n) * eps`` of the dtype, or 0 if
-            ``atol`` is given. No gradient.
-        atol: Absolute cutoff, likewise. Default 0. No gradient.
-        hermitian: Treat ``a`` as Hermitian: both triangles are read and the Hermitian part of the gradient returned.
-        method: ``"auto"``, or a route by name: ``"gram"`` (float32, complex64), ``"svd"`` (real; in float64), or
-            ``"cholesky"`` for full rank, which is NaN where it cannot prove that no singular value is to be dropped.
-            "auto" evaluates its arguments to see whether that will do, except inside ``mx.compile`` and ``mx.vmap`` and
-            with a GPU as default device: there ``"cholesky"`` has to be asked for, and saves most of the time.
-        stream: Where the large products of the gradient run. Nobody needs to pass it.
+            float32 and returned as they came; integers and booleans become float32. Any dimension may be 0.
+        rtol: Relative cutoff: a number or an array that broadcasts to the batch shape. Default ``min(m, n) * eps`` of
+            the dtype, or 0 if ``atol`` is given. No gradient.
+        atol: Absolute cutoff, of the same shapes. Default 0. No gradient.
+        hermitian: Use the Hermitian part ``(a + a^H) / 2`` of a square ``a``; the gradient is Hermitian, too.
+        method: ``"auto"`` or a route by name. ``"gram"``: eigenvalues of the Gram matrix, for float32 and complex64.
+            ``"svd"``: a singular value decomposition in float64, for real matrices. ``"cholesky"``: the fastest, for
+            full rank; NaN if full rank cannot be verified. "auto" tries Cholesky first where it can evaluate the
+            arguments. It cannot inside ``mx.compile`` and ``mx.vmap``, and does not with a GPU as default device; pass
+            ``"cholesky"`` there if full rank is known, which saves most of the time.
+        stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
+            on the CPU, the only device that has them.
 
     Returns:
-        ``(..., n, m)``; NaN for a matrix that holds NaN or Inf, and for that matrix only.
+        ``(..., n, m)``. A matrix with NaN or Inf gives NaN; the other matrices of the batch are not affected.
 
     Raises:
-        ValueError: for a shape, tolerance or method that does not fit.
-        TypeError: for what is no array.
+        ValueError: If ``a`` is no matrix, a tolerance is negative or of a wrong shape, or the method does not apply.
+        TypeError: If an argument is not array-like.
 
     References:
         G. H. Golub and V. Pereyra, The differentiation of pseudo-inverses and nonlinear least squares problems whose
@@ -70,14 +81,15 @@ def pinv(a, *, rtol=None, atol=None, hermitian=False, method="auto", stream=None
         return _tall_pinv(a, rtol, atol, method).astype(out)
 
 
-def _tall_pinv(a, rtol, atol, method):
+def _tall_pinv(a: mx.array, rtol, atol, method: Method) -> mx.array:
+    """The pseudo-inverse ``(..., n, m)`` of tall ``a`` (..., m, n), not empty, in its dtype."""
     if known := full_rank(a, rtol, atol, method=method):
         if method == "auto" and (inverse := inverse_by_lu(a)) is not None:
             return attach_inverse(a, inverse)
-        return attach_pinv(a, *known.factor, known_pinv_value(a, known))
-    f, left = factor(a, None, rtol, atol, method)
+        return attach_pinv(a, *known.right, full_rank_pinv_value(a, known))
+    f, left = right_factor(a, None, rtol, atol, method)
     if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
         return attach_pinv(a, *f, astype(pinv_value(a, f, left), a.dtype))
-    # Near the square the left vectors are worth their memory: the gradient needs no other product of size n^3.
+    # For nearly square A it pays to keep the left singular vectors: the gradient then needs no other n^3 product.
     left = mx.stop_gradient(left_vectors(a, f) if left is None else astype(left, a.dtype), stream=CPU)
     return attach_pinv_by_vectors(a, *f, left, pinv_value(a, f, left))

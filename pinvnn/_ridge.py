@@ -3,44 +3,54 @@
 import mlx.core as mx
 
 from ._factor.ridge_inverse import gram_inverse, in_range, inverse_of_ridge, penalty_matrix, ridge_route
-from ._factor.ridge_values import Inverse, solution
-from ._factor.right_factor import gram_factor
+from ._factor.ridge_values import RidgeInverse, Route, solution
+from ._factor.right_factor import right_factor_of_gram
 from ._mlx import checks, dtypes
 from ._mlx.complex import embed, stack, unstack
 from ._mlx.place import astype, large, on_cpu
 from ._rules.dual import dual_solution
 from ._rules.ridge import attach_ridge, gram_normal
+from ._types import ArrayLike, Penalty, RidgeMethod, Stream
 
 _METHODS = ("auto", "primal", "dual")
 
 
-def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
+def ridge(
+    a: ArrayLike,
+    b: ArrayLike,
+    l2: Penalty,
+    *,
+    weights: ArrayLike | None = None,
+    method: RidgeMethod = "auto",
+    stream: Stream = None,
+) -> mx.array:
     r"""Ridge regression, differentiable at every order in all of ``a``, ``b``, ``l2`` and ``weights``.
 
     .. math::
         W = \arg\min_W \sum_{i,t} w_i\,|b_{it} - a_i W_t|^2 + \sum_{j,t} l_{jt}\,|W_{jt}|^2,
 
     a sum and not a mean: ``l2`` is scikit-learn's ``alpha``. One factorization serves all targets, unless ``l2``
-    differs both by feature and by target. The problem is solved in its n x n form (primal), or, if m < n and ``l2`` is
-    the same for all features, in its m x m form (dual).
+    differs both by feature and by target.
 
     Args:
         a: ``(..., m, n)``, of a dtype that :func:`pinvnn.pinv` takes.
-        b: ``(m,)``, a vector only if it is 1-D, or ``(..., m, k)``. ``a`` and ``b`` broadcast over batch dimensions.
+        b: ``(m,)`` or ``(..., m, k)``: only a 1-D ``b`` is a vector. Batch dimensions of ``a`` and ``b`` broadcast.
         l2: Non-negative penalty that broadcasts against the solution: a scalar, ``(k,)`` per target, ``(n, 1)`` per
             feature, ``(n, k)`` (for a vector ``b``: a scalar or ``(n,)``). A negative number raises; a negative value
             inside an array gives NaN.
-        weights: ``(..., m)``, non-negative: weight 2 equals the row given twice. A negative weight gives NaN.
-        method: ``"auto"``, ``"primal"`` or ``"dual"`` (every l2 > 0, and the same for all features).
-        stream: Where the large products of the gradient run. Nobody needs to pass it.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A negative weight gives NaN.
+        method: ``"primal"`` solves an n x n system, ``"dual"`` an m x m one, which needs every l2 > 0 and the same l2
+            for all features. ``"auto"`` takes the dual form if m < n and it applies.
+        stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
+            on the CPU, the only device that has them.
 
     Returns:
         ``(..., n, k)``, or ``(n,)`` for a vector ``b``. NaN where the system is singular to working precision: with
         ``l2 = 0`` if ``a`` is rank deficient (use :func:`pinvnn.lstsq` for the minimum norm).
 
     Raises:
-        ValueError: for shapes, a negative number for ``l2`` or a method that do not fit.
-        TypeError: for what is no array.
+        ValueError: If shapes do not match, ``l2`` is a negative number, or the method does not apply.
+        TypeError: If an argument is not array-like.
 
     References:
         A. E. Hoerl and R. W. Kennard, Ridge regression, Technometrics 12 (1970), Eq. 2.1, doi
@@ -77,15 +87,15 @@ def ridge(a, b, l2, *, weights=None, method="auto", stream=None):
         return x.squeeze(-1) if vector else x
 
 
-def _without_data(l2, shape, dtype):
-    """Nothing to fit: zero where there is a penalty, NaN where there is none either."""
+def _without_data(l2: mx.array, shape, dtype: mx.Dtype) -> mx.array:
+    """The solution without data: 0 where the penalty is positive, NaN where it is 0 (any value would do)."""
     with on_cpu():
         x = mx.where(l2 > 0, mx.zeros(shape, mx.float64), mx.array(float("nan"), mx.float64))
         return x.astype(dtype)
 
 
-def _route(method, shape, l2, dtype, unpenalized):
-    """The checked route: see :func:`ridge_route`."""
+def _route(method: RidgeMethod, shape, l2: mx.array, dtype: mx.Dtype, unpenalized: bool) -> Route:
+    """:func:`ridge_route` of a method that is checked first."""
     if method not in _METHODS:
         checks.fail("ridge", f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
     if method == "dual" and l2.shape[-2] > 1:
@@ -93,8 +103,8 @@ def _route(method, shape, l2, dtype, unpenalized):
     return ridge_route(method, shape, l2, dtype, unpenalized)
 
 
-def _real_ridge(a, b, l2, w, route):
-    """Complex problems in their real embedding, dual ones in float64; then the real problem."""
+def _real_ridge(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route) -> mx.array:
+    """Ridge as a real problem: a complex one is embedded in the reals, a dual one is solved in float64."""
     dtype = a.dtype
     if dtype == mx.complex64:
         with on_cpu():
@@ -108,8 +118,10 @@ def _real_ridge(a, b, l2, w, route):
     return _solve(a, b, l2, w, route, dtype)
 
 
-def _solve(a, b, l2, w, route, entries):
-    """Ridge of a real problem whose entries carry the precision of the dtype ``entries``."""
+def _solve(
+    a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route, entries: mx.Dtype
+) -> mx.array:
+    """Ridge of a real problem; ``entries`` is the dtype that the entries of ``a`` had before any conversion."""
     inverse, known = inverse_of_ridge(a, w, l2, route, entries, b)
     with large(a.dtype):
         ones = mx.ones((1,), a.dtype) if w is None else w
@@ -118,7 +130,7 @@ def _solve(a, b, l2, w, route, entries):
     return attach_ridge(a, b, ones, l2, inverse, solution(inverse, a, b, w, l2, known))
 
 
-def normal_ridge(gram, rhs, l2):
+def normal_ridge(gram: mx.array, rhs: mx.array, l2: Penalty) -> mx.array:
     """``(gram + diag(l2))^-1 rhs``, differentiable: ridge from a Gram matrix that was accumulated elsewhere.
 
     Args:
@@ -140,6 +152,6 @@ def normal_ridge(gram, rhs, l2):
         if l2.shape[-2] > 1:
             inverse = gram_inverse(k, l2, entries, n)
         else:
-            f = gram_factor(k, entries, (n, n), (n * dtypes.eps(entries)) ** 0.5)
-            inverse = Inverse(in_range(f, l2), "shared")
+            f = right_factor_of_gram(k, entries, (n, n), (n * dtypes.eps(entries)) ** 0.5)
+            inverse = RidgeInverse(in_range(f, l2), "shared")
         return gram_normal(k, l2, x, inverse).astype(rhs.dtype)

@@ -3,15 +3,18 @@
 import mlx.core as mx
 
 from ._factor.lapack import thin_svd
-from ._factor.right_factor import factor, rank_of
+from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._mlx import checks, dtypes
 from ._mlx.blocks import times
 from ._mlx.complex import embed, h, unembed
 from ._mlx.place import CPU, astype, on_cpu
+from ._types import ArrayLike, Tolerance
 
 
-def orth(a, *, rtol=None):
-    """Orthonormal basis of the range of a matrix. Its number of columns is data: not for compiled graphs.
+def orth(a: ArrayLike, *, rtol: Tolerance = None) -> mx.array:
+    """Orthonormal basis of the range of a matrix.
+
+    Eager: the number of columns depends on the values, so that it cannot stand in a compiled function. No gradient.
 
     Args:
         a: ``(m, n)``.
@@ -21,8 +24,8 @@ def orth(a, *, rtol=None):
         ``(m, rank)``.
 
     Raises:
-        ValueError: for a shape or tolerance that does not fit, or for NaN or Inf in ``a``.
-        TypeError: for what is no array.
+        ValueError: If ``a`` is not one matrix or holds NaN or Inf, or ``rtol`` is negative.
+        TypeError: If an argument is not array-like.
 
     Example:
         >>> orth(mx.ones((4, 2))).shape
@@ -42,8 +45,10 @@ def orth(a, *, rtol=None):
         return (u if a.dtype == mx.complex64 else thin_svd(u.astype(mx.float64))[0]).astype(out)
 
 
-def null_space(a, *, rtol=None):
-    """Orthonormal basis of the null space of a matrix. Its number of columns is data: not for compiled graphs.
+def null_space(a: ArrayLike, *, rtol: Tolerance = None) -> mx.array:
+    """Orthonormal basis of the null space of a matrix.
+
+    Eager: the number of columns depends on the values, so that it cannot stand in a compiled function. No gradient.
 
     Args:
         a: ``(m, n)``.
@@ -53,8 +58,8 @@ def null_space(a, *, rtol=None):
         ``(n, n - rank)``.
 
     Raises:
-        ValueError: for a shape or tolerance that does not fit, or for NaN or Inf in ``a``.
-        TypeError: for what is no array.
+        ValueError: If ``a`` is not one matrix or holds NaN or Inf, or ``rtol`` is negative.
+        TypeError: If an argument is not array-like.
 
     Example:
         >>> null_space(mx.ones((2, 3))).shape
@@ -67,12 +72,12 @@ def null_space(a, *, rtol=None):
         return unembed(_right_vectors(a, rtol, kept=False)[0], a.dtype).astype(out)
 
 
-def _stacked(x, dtype):
+def _stacked(x: mx.array, dtype: mx.Dtype) -> mx.array:
     """The first block column of an embedded matrix."""
     return x[:, : x.shape[1] // 2] if dtype == mx.complex64 else x
 
 
-def _finite_matrix(name, a, rtol):
+def _finite_matrix(name: str, a: ArrayLike, rtol: Tolerance) -> tuple[mx.Dtype, mx.array, mx.array | float | None]:
     """The dtype to return, the matrix in its working dtype, and the cutoff, all checked."""
     a = checks.array(name, "a", a, 2)
     if a.ndim != 2:
@@ -84,22 +89,22 @@ def _finite_matrix(name, a, rtol):
     return out, a, rtol
 
 
-def _right_vectors(a, rtol, kept):
+def _right_vectors(a: mx.array, rtol: mx.array | float | None, kept: bool) -> tuple[mx.array, RightFactor]:
     """Orthonormal right singular vectors of ``a`` (m, n) in float64, embedded if complex, and their factor."""
-    f, _ = factor(a, None, rtol)
+    f, _ = right_factor(a, None, rtol)
     r = int(rank_of(a, f))
     if a.dtype != mx.complex64:
         return (f.v[:, :r] if kept else f.v[:, r:]), f
-    # The embedding has every vector twice, in any mixture. Its projector has no such freedom.
-    half = f.v * f.kept
-    projector = half @ half.mT
+    # The real embedding of a complex matrix has each singular vector twice, in any mixture: not so its projector.
+    kept_vectors = f.v * f.kept
+    projector = kept_vectors @ kept_vectors.mT
     vectors = mx.linalg.eigh(unembed(projector, a.dtype), stream=CPU)[1]
     n = vectors.shape[-1]
     c = embed(vectors[:, n - r :] if kept else vectors[:, : n - r])
     return (projector @ c if kept else c - projector @ c), f
 
 
-def _inverse_root(gram):
+def _inverse_root(gram: mx.array) -> mx.array:
     """G^-1/2 of a positive definite ``gram``."""
     values, v = mx.linalg.eigh((gram + gram.mT) / 2, stream=CPU)
     return (v / mx.sqrt(values)) @ v.mT

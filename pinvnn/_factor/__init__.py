@@ -8,8 +8,8 @@ from .rank import default_rtol as default_rtol
 from .rank import keep as keep
 from .ridge_inverse import inverse_of_ridge as inverse_of_ridge
 from .ridge_inverse import penalty_matrix as penalty_matrix
-from .ridge_values import Inverse as Inverse
+from .ridge_values import RidgeInverse as RidgeInverse
 from .ridge_values import solution as solution
-from .right_factor import Factor as Factor
-from .right_factor import factor as factor
+from .right_factor import RightFactor as RightFactor
+from .right_factor import right_factor as right_factor
 from .values import solve_value as solve_value

@@ -1,12 +1,12 @@
 """Matrices of full rank: a Cholesky factor or an inverse in place of singular vectors, at a tenth of the work.
 
-Singular vectors are needed only to tell which singular values to drop, and where a bound proves that there are none any
-V with V V^T = (A^T A)^-1 serves the rules as well (``Factor.full``). The bounds come with the factor: with K = A^T A,
+Singular vectors only tell which singular values to drop. Where a bound proves that none is dropped, any V with
+V V^T = (A^T A)^-1 serves the rules as well (``RightFactor.full``). The bounds come with the factor: with K = A^T A,
 
-    s_max^2 <= |K|_F,    s_min^2 >= 1 / tr K^-1 = 1 / |V|_F^2,
+    s_max^2 <= |K|_F,    s_min^2 >= 1 / tr K^-1 = 1 / |V|_F^2.
 
-and the digits that V has lost to the Gram matrix are those of sum_i K_ii (K^-1)_ii, a condition number that no scaling
-of columns changes (van der Sluis 1969, doi 10.1007/BF02165096).
+Forming K costs V the digits of cond(A)^2. How many is measured by sum_i K_ii (K^-1)_ii, a condition number that does
+not change if columns are scaled (van der Sluis 1969, doi 10.1007/BF02165096).
 
 float64 input takes a second step: A V is orthonormal to cond(A)^2 eps, its own Gram matrix is near I, and the Cholesky
 factor of that corrects V to the accuracy of a QR (CholeskyQR2; Yamamoto, Nakatsukasa, Yanagisawa and Fukaya,
@@ -23,30 +23,30 @@ from .._mlx.eager import evaluated_crosses, visible
 from .._mlx.place import CPU, on_cpu
 from .lapack import cholesky, svd, tri_inv
 from .rank import cutoff
-from .right_factor import Factor, gram_scale, non_negative, tolerance, whole
+from .right_factor import RightFactor, embedded_gram, gram_scale, nan_where_negative, tolerance_or_nan
 
-# Largest loss to the Gram matrix, sum_i K_ii (K^-1)_ii, that is taken: what singular vectors lose, too, at condition
-# 1e6 from float32 (and nobody asks for more digits of such data); what a second step makes up for in float64.
+# Largest sum_i K_ii (K^-1)_ii that is accepted. For float32, singular vectors of the Gram matrix lose as much at
+# condition 1e6. For float64, the second step makes up for it.
 _LOSS = {mx.float32: 1e12, mx.float64: 1e11}
-# What a diagonal entry of a Gram matrix must exceed: below 1e-308 its products have fewer digits, or none.
+# Smallest diagonal entry of a Gram matrix that is accepted: products below 1e-308 underflow and lose digits.
 _SMALLEST = 1e-290
-# Largest condition number up to which an inverse by LU is taken.
+# Largest condition number at which an inverse by LU is accepted.
 _CONDITION = 1e8
 
 
 class Cholesky(NamedTuple):
-    """A Cholesky factor of r^2 K, and what it says about the singular values of r A, each ``(...)``.
+    """A Cholesky factor of r^2 K, and bounds on the singular values of r A, each ``(...)``.
 
     Attributes:
-        factor: A full :class:`Factor`.
-        sound: Whether K is positive definite, to working precision and finite; elsewhere V is meaningless.
-        least: At most the smallest singular value squared.
-        most: At least the largest one squared.
-        trace: Their sum of squares.
+        right: A full :class:`RightFactor`.
+        sound: Whether K is finite and positive definite to working precision; elsewhere V is meaningless.
+        least: A lower bound on the smallest singular value squared.
+        most: An upper bound on the largest singular value squared.
+        trace: The sum of the squared singular values.
         loss: sum_i K_ii (K^-1)_ii; infinite where entries of K may have underflowed.
     """
 
-    factor: Factor
+    right: RightFactor
     sound: mx.array
     least: mx.array
     most: mx.array
@@ -55,34 +55,36 @@ class Cholesky(NamedTuple):
 
 
 class Certified(NamedTuple):
-    """A full factor, and what else is known then.
+    """Constants of a matrix that is verified to be of full rank.
 
     Attributes:
-        factor: The full :class:`Factor`.
+        right: The full :class:`RightFactor`.
         rhs: A^H D b, stacked, or None.
-        pair: In float64 Q, ``(..., m, n)``, and X, ``(..., n, n)``, with X Q^T D = (A^T D A)^-1 A^T D; else None.
+        q: For float64 input, ``(..., m, n)``, and with it
+        z: ``(..., n, n)``, so that Z Q^T D = (A^T D A)^-1 A^T D; both None for other dtypes.
     """
 
-    factor: Factor
-    rhs: mx.array | None
-    pair: tuple[mx.array, mx.array] | None
+    right: RightFactor
+    rhs: mx.array | None = None
+    q: mx.array | None = None
+    z: mx.array | None = None
 
 
-def cholesky_factor(gram, dtype) -> Cholesky:
-    """Factor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
+def cholesky_factor(gram: mx.array, dtype: mx.Dtype) -> Cholesky:
+    """RightFactor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
     with on_cpu():
         n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
         diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
         normal = mx.min(diagonal, axis=-1) > _SMALLEST
         r = gram_scale(diagonal, dtype)
         diagonal = diagonal * (r * r)[..., 0]
-        # LAPACK stops at the first pivot that is not positive and leaves garbage behind it, without an error from MLX:
-        # it shows in the pivots or in the norms of the rows. NaN and Inf show there, too.
+        # At a pivot that is not positive LAPACK stops, and MLX returns what is there without an error. Wrong pivots or
+        # row norms of the factor reveal it; they reveal NaN and Inf, too.
         gram = gram * (r * r)
         lower = cholesky(gram)
         pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
         rows = mx.sum(lower * lower, axis=-1)
-        # An inverse with a pivot 0 would raise.
+        # MLX raises for an inverse with a pivot 0.
         v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT
         inverse = mx.sum(v * v, axis=-1)
         loss = mx.sum(diagonal * inverse, axis=-1)
@@ -91,17 +93,24 @@ def cholesky_factor(gram, dtype) -> Cholesky:
         loss = mx.where(normal, loss, mx.array(float("inf"), mx.float64))
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
         bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
-        return Cholesky(full_factor(v, r), *map(mx.stop_gradient, bounds))
+        return Cholesky(full_rank_factor(v, r), *map(mx.stop_gradient, bounds))
 
 
-def full_factor(v, r):
-    """The full :class:`Factor` of ``v`` (..., n, n) and ``r`` (..., 1, 1)."""
+def full_rank_factor(v: mx.array, r: mx.array) -> RightFactor:
+    """The full :class:`RightFactor` of ``v`` (..., n, n) and ``r`` (..., 1, 1)."""
     none = mx.zeros((*v.shape[:-2], 0), mx.float64)
-    return Factor(mx.stop_gradient(v), none, none, mx.stop_gradient(r))
+    return RightFactor(mx.stop_gradient(v), none, none, mx.stop_gradient(r))
 
 
-def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certified | None":
-    """A full factor of the tall ``a`` that keeps every singular value, or None where singular vectors are needed.
+def full_rank(
+    a: mx.array,
+    rtol: mx.array | float | None = None,
+    atol: mx.array | float | None = None,
+    w: mx.array | None = None,
+    b: mx.array | None = None,
+    method: str = "auto",
+) -> Certified | None:
+    """The constants of a tall ``a`` whose singular values are all kept, or None where singular vectors are needed.
 
     Args:
         a: ``(..., m, n)`` with m >= n, not empty.
@@ -109,8 +118,8 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
         atol: Absolute cutoff, likewise.
         w: Weights ``(..., m)`` or None.
         b: Right-hand sides ``(..., m, k)`` or None.
-        method: "auto" looks at the values, where it may; "cholesky" does not, and its factor is NaN for a matrix for
-            which nothing is proved. Others get None.
+        method: "auto" evaluates the arguments where it can, and returns None unless the whole batch is certified.
+            "cholesky" evaluates nothing; matrices that are not certified get NaN. Any other returns None.
     """
     if method not in ("auto", "cholesky") or a.shape[-2] < a.shape[-1]:
         return None
@@ -118,44 +127,46 @@ def full_rank(a, rtol=None, atol=None, w=None, b=None, method="auto") -> "Certif
     with on_cpu():
         if eager and not visible(a, b, w, rtol, atol):
             return None
-        w, rtol, atol = non_negative(w), tolerance(rtol), tolerance(atol)
+        w, rtol, atol = nan_where_negative(w), tolerance_or_nan(rtol), tolerance_or_nan(atol)
         exact = a.dtype == mx.float64
         gram, *rhs = (evaluated_crosses if eager else crosses)(a, [a] if b is None or exact else [a, b], w)
-        found = cholesky_factor(whole(gram), a.dtype)
-        f = found.factor
+        found = cholesky_factor(embedded_gram(gram), a.dtype)
+        f = found.right
         atol = None if atol is None else atol * f.r[..., 0, 0]
-        good = certain(found, a.shape[-2:], a.dtype, rtol, atol)
+        good = certified(found, a.shape[-2:], a.dtype, rtol, atol)
         if not eager:
             f = nan_unless(good, f)
         elif not mx.all(good).item():
             return None
         if not exact:
-            return Certified(f, rhs[0] if rhs else None, None)
-        f, q, x = corrected(f, a, w)
-        return Certified(f, None, (q, x))
+            return Certified(f, rhs[0] if rhs else None)
+        f, q, z = corrected(f, a, w)
+        return Certified(f, q=q, z=z)
 
 
-def nan_unless(good, f: Factor) -> Factor:
-    """``f`` where it is ``good`` (...), NaN elsewhere."""
+def nan_unless(good: mx.array, f: RightFactor) -> RightFactor:
+    """``f`` with NaN for V where the mask ``good`` (...) is False."""
     return f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
 
 
-def factor_of_inverse(inverse) -> Factor:
-    """The full factor of the square matrix that has this float64 ``inverse``."""
+def factor_of_inverse(inverse: mx.array) -> RightFactor:
+    """The full factor of a square matrix, given its float64 ``inverse`` (..., n, n): V V^T = A^-1 A^-T."""
     with on_cpu():
-        return full_factor(inverse, mx.ones((*inverse.shape[:-2], 1, 1), mx.float64))
+        return full_rank_factor(inverse, mx.ones((*inverse.shape[:-2], 1, 1), mx.float64))
 
 
-def with_vectors(f: Factor) -> Factor:
-    """The factor by singular vectors from the full ``f``, finite: V S^-1 Z^T is the decomposition of its V."""
+def with_vectors(f: RightFactor) -> RightFactor:
+    """The factor with singular vectors and values from a full, finite ``f``: by the SVD of its V."""
     with on_cpu():
         u, s, _ = svd(f.v)
         s = 1 / s[..., ::-1]
-        return Factor(*map(mx.stop_gradient, (u[..., ::-1], s, mx.ones_like(s), f.r)))
+        return RightFactor(*map(mx.stop_gradient, (u[..., ::-1], s, mx.ones_like(s), f.r)))
 
 
-def corrected(f: Factor, a, w, l2=None):
-    """The full factor ``f`` of a float64 problem with the digits that its Gram matrix has lost.
+def corrected(
+    f: RightFactor, a: mx.array, w: mx.array | None, l2: mx.array | None = None
+) -> tuple[RightFactor, mx.array, mx.array]:
+    """The second step of CholeskyQR2: the full factor ``f`` with the digits that the Gram matrix has lost.
 
     Args:
         f: Of A^T D A + L.
@@ -164,7 +175,7 @@ def corrected(f: Factor, a, w, l2=None):
         l2: The diagonal of L, ``(..., n)``, or None.
 
     Returns:
-        The factor, and the two of A^+ (see :class:`Certified`), which need not be used.
+        The factor, and Q and Z of :class:`Certified`, which are lazy.
     """
     with on_cpu():
         q, rest = in_basis(a, f.v * f.r, w)
@@ -175,13 +186,13 @@ def corrected(f: Factor, a, w, l2=None):
         return f._replace(v=mx.stop_gradient(v)), q, v @ turn.mT * f.r
 
 
-def inverse_by_lu(a) -> mx.array | None:
+def inverse_by_lu(a: mx.array) -> mx.array | None:
     """The inverse, in float64, of real square ``a`` (..., n, n) that :func:`full_rank` has certified, else None.
 
     LU with partial pivoting loses no digit to the square of the condition number. Looks at values.
     """
-    # LAPACK must not meet a singular matrix: an exception inside an evaluation leaves MLX 0.32 with a task that is
-    # never done, and after some of them it waits forever.
+    # LAPACK must not meet a singular matrix: after an exception inside an evaluation MLX 0.32 keeps a task that never
+    # ends, and after some of them it waits forever.
     if a.shape[-2] != a.shape[-1] or a.dtype == mx.complex64:
         return None
     with on_cpu():
@@ -194,13 +205,13 @@ def inverse_by_lu(a) -> mx.array | None:
         return mx.stop_gradient(inverse) if mx.all(good).item() else None
 
 
-def certain(found: Cholesky, shape, entries, rtol=None, atol=None):
-    """Whether the bounds show that no singular value is at or below the cutoff, and V has the digits, ``(...)``."""
+def certified(found: Cholesky, shape, entries: mx.Dtype, rtol=None, atol=None) -> mx.array:
+    """Whether V is accurate and the bounds prove every singular value to be above the cutoff, ``(...)``."""
     limit = cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
     above = found.least > 1.001 * limit * limit  # by more than the rounding of either
-    return precise(found, entries) & above
+    return accurate(found, entries) & above
 
 
-def precise(found: Cholesky, entries):
-    """Whether V has the digits, whatever the cutoff, ``(...)``."""
+def accurate(found: Cholesky, entries: mx.Dtype) -> mx.array:
+    """Whether V has the digits that ``entries`` need, whatever the cutoff, ``(...)``."""
     return found.sound & (found.loss <= _LOSS[dtypes.real(entries)])

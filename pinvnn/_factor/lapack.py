@@ -1,4 +1,4 @@
-"""LAPACK through MLX: each factorization as a batched constant on the CPU, the only place where it exists."""
+"""The factorizations of ``mx.linalg``, batched, as constants, on the CPU: no other device has them."""
 
 import mlx.core as mx
 
@@ -13,16 +13,16 @@ cholesky = constant(lambda x: mx.linalg.cholesky(x, stream=CPU), 1)
 tri_inv = constant(lambda x: mx.linalg.tri_inv(x, stream=CPU), 1)
 
 
-def svd(a):
-    """(u, s, v) of ``a`` by LAPACK, which keeps the digits of badly scaled columns but not of rows.
+def svd(a: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """(u, s, v) of ``a``, accurate for badly scaled columns (not rows).
 
-    MLX hands a row-major matrix to a column-major LAPACK, so that ``a`` itself gets there as its transpose.
+    LAPACK is column-major and MLX row-major: passing the transpose makes the columns of ``a`` those that LAPACK sees.
     """
     v, s, ut = _svd_of_transpose(a.mT)
     return ut.mT, s, v
 
 
-def thin_svd(a):
+def thin_svd(a: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Singular values and vectors (u, s, v) of a tall float64 ``a`` (..., m, n) of norm about 1, at the cost of m n^2.
 
     A V0, with the eigenvectors V0 of the Gram matrix, has columns that are nearly orthogonal. Their Gram matrix, scaled

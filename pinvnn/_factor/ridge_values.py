@@ -1,52 +1,59 @@
-"""Values of ridge regression, constants until ``ridge.py`` gives them derivatives. Real, float64, on the CPU."""
+"""Values of ridge regression from its factorization: real, float64, on the CPU, constants for differentiation."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross
 from .._mlx.place import on_cpu
-from .right_factor import Factor
+from .right_factor import RightFactor
 from .values import refined
 
-
-class Inverse(NamedTuple):
-    """R as constants, in one of three routes.
-
-    "shared": ``V diag(1 / (s^2 + r^2 l2_t)) V^T r^2`` with the V of A, for l2 that is the same for all features.
-    "dual": the same with the V of A^T, for l2 > 0; or a full factor of A A^T + l2.
-    "feature": ``V diag(1 / s^2) V^T r^2`` with a V of A^T D A + L_t itself, ``(..., 1 or k, n, n)``.
-    """
-
-    f: Factor
-    route: str
+Route: TypeAlias = Literal["shared", "feature", "dual"]
 
 
-class Known(NamedTuple):
-    """What a factorization leaves for the solution.
+class RidgeInverse(NamedTuple):
+    """R = (A^T D A + L)^-1 as constants, held in one of three ways.
 
     Attributes:
-        left: Left singular vectors of an SVD.
-        rhs: A^T D b.
-        pair: Q and X for each target (see :class:`Certified`).
-        good: Which targets take the pair, ``(..., k or 1)``, if there are left vectors for others.
+        f: A right factor, of what the route says.
+        route: "shared": ``f`` is that of D^(1/2) A, and R_t = V diag(1 / (s^2 + r^2 l2_t)) V^T r^2 for all targets t.
+            This needs the same penalty for all features.
+            "feature": ``f`` is that of a root of A^T D A + L_t, with an axis for the targets, ``(..., 1 or k, n, n)``,
+            and R_t = V_t diag(1 / s_t^2) V_t^T r_t^2. It serves any penalty.
+            "dual": ``f`` is that of A^T D^(1/2), or a full factor of A A^T + l2, for (A A^T + l2 D^-1)^-1.
+    """
+
+    f: RightFactor
+    route: Route
+
+
+class SolutionHints(NamedTuple):
+    """By-products of the factorization that serve the solution.
+
+    Attributes:
+        left: Left singular vectors, if it was an SVD.
+        rhs: A^T D b, if it was formed together with A^T D A.
+        q: For each target, ``(..., 1 or k, m, n)``, and with it
+        z: ``(..., 1 or k, n, n)``, so that Z Q^T D = R A^T D (see :class:`Certified`).
+        good: Mask ``(..., 1 or k)`` of the targets whose Q and Z are valid; the others have left vectors.
     """
 
     left: mx.array | None = None
     rhs: mx.array | None = None
-    pair: Sequence[mx.array] | None = None
+    q: mx.array | None = None
+    z: mx.array | None = None
     good: mx.array | None = None
 
 
-def scales(inverse: Inverse):
-    """The powers of two of each target's matrix, ``(..., 1, 1 or k)``."""
+def scales(inverse: RidgeInverse) -> mx.array:
+    """The power of two r for each target, ``(..., 1, 1 or k)``."""
     return inverse.f.r[..., 0].mT if inverse.route == "feature" else inverse.f.r
 
 
-def denominator(inverse: Inverse, l2, shape):
-    """1 / (s^2 + r^2 l2), ``(..., n, k)``; NaN for a target whose system is singular to working precision."""
+def reciprocals(inverse: RidgeInverse, l2: mx.array, shape) -> mx.array:
+    """1 / (s^2 + r^2 l2), ``(..., n, 1 or k)``; NaN for a target whose system is singular to working precision."""
     f = inverse.f
     s, nan = f.s[..., None], mx.array(float("nan"), mx.float64)
     if inverse.route == "feature":
@@ -59,11 +66,11 @@ def denominator(inverse: Inverse, l2, shape):
     return mx.where(singular, nan, 1 / (s * s + l2))
 
 
-def apply(inverse: Inverse, l2, shape, x):
-    """The constant ``R x / r^2`` of the primal routes, V diag(d) V^T x; ``shape`` is that of A, ``x`` (..., n, k)."""
+def apply_inverse(inverse: RidgeInverse, l2: mx.array, shape, x: mx.array) -> mx.array:
+    """``R x / r^2`` of the primal routes for ``x`` (..., n, k), as V diag(d) V^T x; ``shape`` is that of A."""
     with on_cpu():
         f, v = inverse.f, inverse.f.v
-        d = None if f.full else denominator(inverse, l2, shape)
+        d = None if f.full else reciprocals(inverse, l2, shape)
         if inverse.route == "feature" and v.shape[-3] == 1:
             v, d = v[..., 0, :, :], None if d is None else d[..., 0, :, :]
         elif inverse.route == "feature":  # column by column: targets have their own matrices
@@ -73,48 +80,53 @@ def apply(inverse: Inverse, l2, shape, x):
         return v @ (y if d is None else d * y)
 
 
-def dual_value(f: Factor, a, w, l2, x):
-    """The constant ``(A A^T + l2 D^-1)^-1 x`` from the factor of (D^(1/2) A)^T, float64."""
+def dual_value(f: RightFactor, a: mx.array, w: mx.array, l2: mx.array, x: mx.array) -> mx.array:
+    """``(A A^T + l2 D^-1)^-1 x`` from the factor of (D^(1/2) A)^T, float64."""
     with on_cpu():
         root = mx.sqrt(w)[..., None] * f.r
         y = f.v.mT @ (root * x)
-        return root * (f.v @ (y if f.full else denominator(Inverse(f, "dual"), l2, a.shape) * y))
+        return root * (f.v @ (y if f.full else reciprocals(RidgeInverse(f, "dual"), l2, a.shape) * y))
 
 
-def solution(inverse: Inverse, a, b, w, l2, known=None):
-    """The constant ``W``, float64."""
-    left, rhs, pair, good = known or Known()
+def solution(
+    inverse: RidgeInverse, a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, hints: SolutionHints
+) -> mx.array:
+    """The solution ``W`` (..., n, k) of the primal routes, float64."""
+    left, rhs, q, z, good = hints
     with on_cpu():
-        if left is None and pair is None:
+        if left is None and q is None:
             return _unscaled(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs)
         if left is None:
-            return _by_pair(inverse, a, b, w, l2, pair)
+            return _by_orthonormal_basis(inverse, a, b, w, l2, q, z)
         x = _by_left_vectors(inverse, a, b, w, l2, left)
-        return x if good is None else mx.where(good[..., None, :], _by_pair(inverse, a, b, w, l2, pair), x)
+        if good is None:
+            return x
+        return mx.where(good[..., None, :], _by_orthonormal_basis(inverse, a, b, w, l2, q, z), x)
 
 
-def _unscaled(inverse: Inverse, l2, shape, x):
+def _unscaled(inverse: RidgeInverse, l2, shape, x) -> mx.array:
     """``R x`` of the primal routes."""
     r = scales(inverse)
-    return apply(inverse, l2, shape, x) * (r * r)
+    return apply_inverse(inverse, l2, shape, x) * (r * r)
 
 
-def _by_pair(inverse: Inverse, a, b, w, l2, pair):
-    """By Q and X with a step of refinement, all targets at once if they have these in common."""
-    if pair[0].shape[-3] == 1:
-        pair = [x[..., 0, :, :] for x in pair]
-        return refined(pair, a, b, w, lambda x: _unscaled(inverse, l2, a.shape, l2 * x))
+def _by_orthonormal_basis(inverse: RidgeInverse, a, b, w, l2, q, z) -> mx.array:
+    """``W`` by Q and Z with a step of iterative refinement; one product for all targets if they share Q and Z."""
+    if q.shape[-3] == 1:
+        q, z = q[..., 0, :, :], z[..., 0, :, :]
+        return refined(q, z, a, b, w, lambda x: _unscaled(inverse, l2, a.shape, l2 * x))
 
     def penalty(x):
         return _unscaled(inverse, l2, a.shape, l2 * x[..., 0].mT).mT[..., None]
 
     w = None if w is None else w[..., None, :]
-    return refined(pair, a[..., None, :, :], b.mT[..., None], w, penalty)[..., 0].mT
+    return refined(q, z, a[..., None, :, :], b.mT[..., None], w, penalty)[..., 0].mT
 
 
-def _by_left_vectors(inverse: Inverse, a, b, w, l2, left):
+def _by_left_vectors(inverse: RidgeInverse, a, b, w, l2, left) -> mx.array:
+    """``W`` by the singular value decomposition, with all its digits."""
     f, u = inverse.f, left[..., : a.shape[-2], :]
-    d = denominator(inverse, l2, a.shape) * f.s[..., None]
+    d = reciprocals(inverse, l2, a.shape) * f.s[..., None]
     right = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
     if inverse.route == "feature":
         return (f.v @ (d * (u.mT @ right.mT[..., None])))[..., 0].mT * scales(inverse)

@@ -1,9 +1,9 @@
-"""Factorizations, forward only: the factors that leave this file are constants for differentiation.
+"""The right factor of a matrix: eigenvectors and eigenvalues of its Gram matrix, and which of them are kept.
 
-What the rules need of a matrix A (m x n) is the eigen-decomposition of its Gram matrix, A^H A = V diag(s^2) V^H: n x n
-and in float64, however tall A is. float32 and complex64 input gets it from a Gram matrix accumulated in float64 over
-row blocks, which resolves s down to 1e-8 of the largest; float64 input, which has no wider type, from a singular value
-decomposition.
+A^H A = V diag(s^2) V^H is n x n and held in float64, however tall A (m x n) is. For float32 and complex64 it comes from
+a Gram matrix accumulated in float64 over row blocks, which resolves s down to 1e-8 of the largest; for float64, which
+has no wider type, from a singular value decomposition. All factors are constants for differentiation: the rules in
+``_rules`` say how the results move.
 """
 
 from typing import NamedTuple
@@ -16,17 +16,18 @@ from .lapack import eigh, thin_svd
 from .rank import cutoff, keep
 
 
-class Factor(NamedTuple):
-    """Right factor of r A, all float64. For complex input the embedded one, with every singular value twice.
+class RightFactor(NamedTuple):
+    """The right factor of r A, all float64. Of complex A it is that of the real embedding: every singular value twice.
+
+    Where every singular value is known to be kept, ``s`` and ``kept`` are empty, ``(..., 0)``, and ``v`` is any matrix
+    with V V^T = (r^2 A^T A)^-1, such as an inverse Cholesky factor (see ``full_rank.py``).
 
     Attributes:
         v: Eigenvectors of the Gram matrix, ``(..., n, n)``; NaN for a matrix that is not finite.
-        s: Singular values of ``r A``, descending, ``(..., n)``, the largest between 1/2 and 2 sqrt(n).
+        s: Singular values of ``r A``, descending, ``(..., n)``; the largest lies between 1/2 and 2 sqrt(n).
         kept: 1.0 where the singular value is kept, 0.0 where it is dropped, ``(..., n)``.
-        r: A power of two per matrix, ``(..., 1, 1)``, so that no product of small factors over- or underflows.
-
-    Where all singular values are known to be kept, ``s`` and ``kept`` are empty, ``(..., 0)``, and ``v`` is any matrix
-    with V V^T = (r^2 A^T A)^-1 (see ``full_rank.py``).
+        r: A power of two for each matrix, about 1 / |A|, ``(..., 1, 1)``: the products of the small factors of r A
+            neither over- nor underflow, whatever the scale of A.
     """
 
     v: mx.array
@@ -35,104 +36,135 @@ class Factor(NamedTuple):
     r: mx.array
 
     @property
-    def full(self):
-        """Whether all singular values are known to be kept: of the graph, not of the data."""
+    def full(self) -> bool:
+        """Whether all singular values are known to be kept. Read off shapes: no value is evaluated."""
         return self.kept.shape[-1] == 0
 
 
+# Trailing dimensions of the fields of a RightFactor that are no batch.
 CORES = (2, 1, 1, 2)
 
 
-def power_of_two(x, dtype):
-    """1 / x to the nearest power of two that the real ``dtype`` can hold, 1 where x is 0; scaling by it is exact."""
+def power_of_two(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """The power of two nearest to 1 / x that the real ``dtype`` can hold; 1 where x is 0. Scaling by it is exact."""
     largest = 1000 if dtype == mx.float64 else 120
     exponent = mx.round(mx.log2(mx.where(x > 0, x, mx.ones_like(x))))
     return mx.power(mx.array(2.0, mx.float64), -mx.clip(exponent, -largest, largest))
 
 
-def gram_factor(gram, entry_dtype, shape, rtol=None, atol=None):
-    """:class:`Factor` of a stacked float64 Gram matrix ``(..., n or 2n, n)`` of a matrix of ``shape`` (m, n)."""
+def right_factor_of_gram(
+    gram: mx.array,
+    entry_dtype: mx.Dtype,
+    shape: tuple[int, ...],
+    rtol: mx.array | float | None = None,
+    atol: mx.array | float | None = None,
+) -> RightFactor:
+    """The factor of A from its Gram matrix.
+
+    Args:
+        gram: A^H A in float64, ``(..., n, n)`` or, of complex A, stacked, ``(..., 2n, n)``.
+        entry_dtype: The dtype of the entries of A, which decides the default cutoff.
+        shape: That of A, (m, n).
+        rtol: Relative cutoff, or None.
+        atol: Absolute cutoff, or None.
+    """
     with on_cpu():
         copies = gram.shape[-2] // gram.shape[-1]
-        gram = whole(gram)
-        clean, r, finite = _clean_gram(gram, entry_dtype)
+        gram = embedded_gram(gram)
+        clean, r, finite = _scaled_gram(gram, entry_dtype)
         values, v = eigh((clean + clean.mT) / 2)
         values, v = values[..., ::-1], v[..., ::-1]
         if copies == 2:
-            # The two copies differ by rounding; one value for both keeps a pair on one side of the cutoff.
+            # The two copies of an eigenvalue differ by rounding. Their mean keeps both on one side of the cutoff.
             pairs = mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1, keepdims=True)
             values = mx.broadcast_to(pairs, (*pairs.shape[:-1], 2)).reshape(values.shape)
         s = mx.sqrt(mx.maximum(values, 0))
-        return _decide(v, s, r, finite, entry_dtype, shape, rtol, atol)
+        return _with_rank(v, s, r, finite, entry_dtype, shape, rtol, atol)
 
 
-def whole(gram):
-    """A stacked Gram matrix ``(..., 2n, n)`` as the embedded one; a real one as it is."""
+def embedded_gram(gram: mx.array) -> mx.array:
+    """The real embedding ``(..., 2n, 2n)`` of a stacked Gram matrix ``(..., 2n, n)``; a real Gram matrix as it is."""
     if gram.shape[-2] == gram.shape[-1]:
         return gram
     re, im = mx.split(gram, 2, axis=-2)
     return mx.concatenate([gram, mx.concatenate([-im, re], -2)], -1)
 
 
-def _clean_gram(gram, dtype):
-    """``gram`` scaled to a diagonal of about 1, zero where it is not finite; the r of that scale; which were finite."""
+def _scaled_gram(gram: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    """r^2 ``gram`` with a diagonal of about 1, 0 for matrices that are not finite; r; and which matrices are finite.
+
+    LAPACK must not meet NaN or Inf: MLX would raise for the whole batch.
+    """
     finite = mx.isfinite(mx.sum(gram, axis=(-2, -1), keepdims=True))
     r = gram_scale(mx.diagonal(gram, axis1=-2, axis2=-1), dtype)
     return mx.where(finite, gram * (r * r), mx.array(0.0, mx.float64)), r, finite
 
 
-def gram_scale(diagonal, dtype):
+def gram_scale(diagonal: mx.array, dtype: mx.Dtype) -> mx.array:
     """The power of two r, ``(..., 1, 1)``, that scales a Gram matrix with this ``diagonal`` (..., n) to about 1."""
     size = mx.max(mx.abs(diagonal), axis=-1)[..., None, None]
     return power_of_two(mx.sqrt(mx.where(mx.isfinite(size), size, mx.ones_like(size))), dtype)
 
 
-def _decide(v, s, r, finite, dtype, shape, rtol, atol):
+def _with_rank(v, s, r, finite, dtype, shape, rtol, atol) -> RightFactor:
+    """The factor with its rank decided; NaN and rank 0 for matrices that are not finite or have a NaN cutoff."""
     limit = cutoff(s[..., 0], shape, dtype, rtol, None if atol is None else atol * r[..., 0, 0])
     kept = keep(s, limit).astype(mx.float64)
     bad = ~finite | mx.isnan(limit)[..., None, None]
     v = mx.where(bad, mx.array(float("nan"), mx.float64), v)
     s = mx.where(bad[..., 0], mx.array(float("nan"), mx.float64), s)
     kept = mx.where(bad[..., 0], mx.zeros_like(kept), kept)
-    return Factor(*(mx.stop_gradient(x) for x in (v, s, kept, r)))
+    return RightFactor(*(mx.stop_gradient(x) for x in (v, s, kept, r)))
 
 
-def factor(a, w=None, rtol=None, atol=None, method=None, entries=None):
-    """Factor ``diag(sqrt(w)) a`` for ``a`` (..., m, n), not empty, by the Gram matrix or (float64's default) by SVD.
+def right_factor(
+    a: mx.array,
+    w: mx.array | None = None,
+    rtol: mx.array | float | None = None,
+    atol: mx.array | float | None = None,
+    method: str | None = None,
+    entries: mx.Dtype | None = None,
+) -> tuple[RightFactor, mx.array | None]:
+    """The right factor of diag(sqrt(w)) A, from the Gram matrix or a singular value decomposition.
 
-    ``method`` is "gram" or "svd"; what else it may be leaves the choice to ``entries``, the dtype whose precision the
-    entries carry, where a wider copy of them is passed.
+    Args:
+        a: A, ``(..., m, n)``, not empty.
+        w: Weights ``(..., m)``, or None.
+        rtol: Relative cutoff, or None.
+        atol: Absolute cutoff, or None.
+        method: "gram" or "svd". Otherwise "svd" if ``entries`` is float64, else "gram".
+        entries: The dtype that the entries had, if ``a`` has been converted to a wider one.
 
     Returns:
-        The :class:`Factor`, and for the method "svd" the left singular vectors ``(..., m, n)`` in float64 (else None).
+        The factor, and the left singular vectors ``(..., m, n)`` in float64 if it comes from an SVD, else None.
     """
     shape, entries = a.shape[-2:], entries or a.dtype
     if method not in ("gram", "svd"):
         method = "svd" if entries == mx.float64 else "gram"
     with on_cpu():
-        w, rtol, atol = non_negative(w), tolerance(rtol), tolerance(atol)
+        w, rtol, atol = nan_where_negative(w), tolerance_or_nan(rtol), tolerance_or_nan(atol)
         if method == "gram":
-            return gram_factor(cross(a, a, w), entries, shape, rtol, atol), None
+            return right_factor_of_gram(cross(a, a, w), entries, shape, rtol, atol), None
         wide = a.astype(mx.float64)
         if w is not None:
             wide = mx.sqrt(w.astype(mx.float64))[..., None] * wide
         return _svd_factor(wide, entries, rtol, atol)
 
 
-def non_negative(w):
-    """Weights with NaN in place of negative ones; None as it is."""
+def nan_where_negative(w: mx.array | None) -> mx.array | None:
+    """``w`` with NaN in place of negative entries; None stays None."""
     return None if w is None else mx.where(w < 0, mx.array(float("nan"), w.dtype), w)
 
 
-def tolerance(t):
-    """A number or an array over the batch, in float64, NaN where it is negative; None as it is."""
-    if t is None or isinstance(t, float):
+def tolerance_or_nan(t: mx.array | float | None) -> mx.array | float | None:
+    """A tolerance in float64, NaN where an array of them is negative; a checked number and None as they are."""
+    if not isinstance(t, mx.array):
         return t
     t = t.astype(mx.float64)
     return mx.where(t >= 0, t, mx.array(float("nan"), mx.float64))
 
 
-def _svd_factor(a, dtype, rtol, atol):
+def _svd_factor(a: mx.array, dtype: mx.Dtype, rtol, atol) -> tuple[RightFactor, mx.array]:
     m, n = a.shape[-2:]
     size = mx.max(mx.abs(a), axis=(-2, -1), keepdims=True)
     finite = mx.all(mx.isfinite(a), axis=(-2, -1), keepdims=True)
@@ -142,11 +174,11 @@ def _svd_factor(a, dtype, rtol, atol):
         clean = mx.concatenate([clean, mx.zeros((*clean.shape[:-2], n - m, n), clean.dtype)], -2)
     u, s, v = thin_svd(clean)
     left = mx.where(finite, u[..., :m, :], mx.array(float("nan"), mx.float64))
-    return _decide(v, s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
+    return _with_rank(v, s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
 
 
-def rank_of(a, f: Factor):
-    """The rank ``(...)`` that the factor of ``a`` decided, int32."""
+def rank_of(a: mx.array, f: RightFactor) -> mx.array:
+    """The rank of ``a``, ``(...)`` int32, according to its factor ``f``."""
     with on_cpu():
         count = mx.sum(f.kept, axis=-1)
         return (count / 2 if a.dtype == mx.complex64 else count).astype(mx.int32)

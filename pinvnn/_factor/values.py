@@ -1,4 +1,4 @@
-"""Values read off a factor: constants, which ``attach`` gives their derivatives."""
+"""Pseudo-inverses and solutions from a right factor, as constants: ``_rules`` gives them their derivatives."""
 
 import mlx.core as mx
 
@@ -6,105 +6,103 @@ from .._mlx.blocks import cross, times
 from .._mlx.complex import h, stack
 from .._mlx.place import large, on_cpu
 from .full_rank import Certified
-from .right_factor import Factor
+from .right_factor import RightFactor
 
 
-def reciprocal(f: Factor, power):
-    """``s**-power`` for the kept singular values of ``r A``, 0 for the others."""
+def reciprocal(f: RightFactor, power: int) -> mx.array:
+    """``s**-power`` of the kept singular values of r A, 0 for the dropped ones, ``(..., n)``; ``power`` is 1 or 2."""
     on = f.kept > 0
     s = mx.where(on, f.s, mx.ones_like(f.s))
     return mx.where(on, 1 / (s * s if power == 2 else s), mx.zeros_like(f.s))
 
 
-def right_rows(f: Factor, power):
-    """``V diag(s**-power)`` over the kept singular values."""
+def scaled_vectors(f: RightFactor, power: int) -> mx.array:
+    """``V diag(s**-power)`` over the kept singular values, ``(..., n, n)``; V itself if ``f`` is full."""
     return f.v if f.full else f.v * reciprocal(f, power)[..., None, :]
 
 
-def inverse_value(f: Factor, x):
-    """``B x``, the truncated inverse of the Gram matrix of ``r A`` times float64 ``x`` (..., n, k)."""
-    return right_rows(f, 2) @ (f.v.mT @ x)
+def inverse_value(f: RightFactor, x: mx.array) -> mx.array:
+    """``B x`` for float64 ``x`` (..., n, k), with B the truncated inverse of the Gram matrix of r A."""
+    return scaled_vectors(f, 2) @ (f.v.mT @ x)
 
 
-def left_vectors(a, f: Factor):
-    """Left singular vectors ``(..., m, n)`` of the real ``a`` that ``f`` factors, 0 where the singular value is."""
+def left_vectors(a: mx.array, f: RightFactor) -> mx.array:
+    """Left singular vectors ``(..., m, n)`` of real ``a`` with the factor ``f``; 0 where the singular value is 0."""
     with on_cpu():
         unit = mx.where(f.s == 0, mx.zeros_like(f.s), 1 / mx.where(f.s == 0, mx.ones_like(f.s), f.s))
         return times(a, f.v * unit[..., None, :] * f.r)
 
 
-def pinv_value(a, f: Factor, left=None):
-    """The pseudo-inverse ``(..., n, m)`` of the tall ``a`` that ``f`` factors, by its ``left`` vectors if given."""
+def pinv_value(a: mx.array, f: RightFactor, left: mx.array | None = None) -> mx.array:
+    """The pseudo-inverse ``(..., n, m)`` of tall ``a`` from its factor ``f`` and, if given, left singular vectors."""
     if left is not None:
         with on_cpu():
-            right = (right_rows(f, 1) * f.r).astype(left.dtype)
+            right = (scaled_vectors(f, 1) * f.r).astype(left.dtype)
         with large(left.dtype):
             return right @ left.mT
     with on_cpu():
         columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
-        inverse = right_rows(f, 2) @ f.v[..., :columns, :].mT
+        inverse = scaled_vectors(f, 2) @ f.v[..., :columns, :].mT
         return h(times(a, inverse * f.r * f.r))
 
 
-def known_pinv_value(a, known: Certified):
-    """The pseudo-inverse ``(..., n, m)`` of the tall ``a``, of full rank."""
+def full_rank_pinv_value(a: mx.array, known: Certified) -> mx.array:
+    """:func:`pinv_value` at full rank."""
     with on_cpu():
-        if known.pair is None:
-            return pinv_value(a, known.factor)
-        q, x = known.pair
-        return x @ q.mT
+        if known.q is None or known.z is None:
+            return pinv_value(a, known.right)
+        return known.z @ known.q.mT
 
 
-def solve_value(a, b, w, f: Factor, left=None):
-    """``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, for the matrix that ``f`` factors."""
+def solve_value(a: mx.array, b: mx.array, w, f: RightFactor, left: mx.array | None = None) -> mx.array:
+    """The solution ``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, with the factor ``f`` of the weighted matrix."""
     with on_cpu():
         if left is None:
             return inverse_value(f, cross(a, b, w)) * f.r * f.r
         b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
-        return right_rows(f, 1) @ (left.mT @ b) * f.r
+        return scaled_vectors(f, 1) @ (left.mT @ b) * f.r
 
 
-def known_solve_value(a, b, w, known: Certified):
-    """The same at full rank."""
+def full_rank_solve_value(a: mx.array, b: mx.array, w, known: Certified) -> mx.array:
+    """:func:`solve_value` at full rank."""
     with on_cpu():
-        if known.pair is not None:
-            return refined(known.pair, a, b, w)
-        f, rhs = known.factor, known.rhs
+        if known.q is not None:
+            return refined(known.q, known.z, a, b, w)
+        f, rhs = known.right, known.rhs
         return inverse_value(f, cross(a, b, w) if rhs is None else rhs) * f.r * f.r
 
 
-def refined(pair, a, b, w, penalty=None):
-    """``X Q^T D b`` (see :class:`Certified`) after a step of refinement; ``penalty(y)`` is R L y for ridge."""
-    q, x = pair
+def refined(q, z, a, b, w, penalty=None) -> mx.array:
+    """``Z Q^T D b`` (see :class:`Certified`) with a step of iterative refinement; for ridge ``penalty(x)`` is R L x."""
 
     def solve(rest):
-        return x @ (q.mT @ (rest if w is None else w[..., None] * rest))
+        return z @ (q.mT @ (rest if w is None else w[..., None] * rest))
 
-    y = solve(b)
-    better = y + solve(b - a @ y)
-    return better if penalty is None else better - penalty(y)
+    x = solve(b)
+    better = x + solve(b - a @ x)
+    return better if penalty is None else better - penalty(x)
 
 
-def square_value(a, b, inverse):
-    """``a^-1 b`` by the float64 ``inverse``, in float64; if ``a`` is, with a step of refinement."""
+def square_value(a: mx.array, b: mx.array, inverse: mx.array) -> mx.array:
+    """``a^-1 b`` in float64 by the float64 ``inverse``; with a step of iterative refinement if ``a`` is float64."""
     with on_cpu():
         x = inverse @ b.astype(mx.float64)
         return x + inverse @ (b - a @ x) if a.dtype == mx.float64 else x
 
 
-def adjoint_value(a, x, f: Factor, left=None):
-    """``pinv(a)^H x`` (..., m, k) for the tall ``a`` that ``f`` factors."""
+def adjoint_value(a: mx.array, x: mx.array, f: RightFactor, left: mx.array | None = None) -> mx.array:
+    """``pinv(a)^H x`` (..., m, k) of tall ``a`` from its factor: the solution of the wide problem a^H y = x."""
     with on_cpu():
         if left is not None:
-            return (left @ (right_rows(f, 1).mT @ x) * f.r).astype(a.dtype)
+            return (left @ (scaled_vectors(f, 1).mT @ x) * f.r).astype(a.dtype)
         return times(a, inverse_value(f, stack(x)) * f.r * f.r)
 
 
-def known_adjoint_value(a, x, known: Certified):
-    """The same at full rank."""
+def full_rank_adjoint_value(a: mx.array, x: mx.array, known: Certified) -> mx.array:
+    """:func:`adjoint_value` at full rank."""
     with on_cpu():
-        if known.pair is None:
-            return adjoint_value(a, x, known.factor)
-        q, inner = known.pair
-        y = q @ (inner.mT @ x)
-        return y + q @ (inner.mT @ (x - a.mT @ y))
+        q, z = known.q, known.z
+        if q is None or z is None:
+            return adjoint_value(a, x, known.right)
+        y = q @ (z.mT @ x)
+        return y + q @ (z.mT @ (x - a.mT @ y))

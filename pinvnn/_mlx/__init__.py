@@ -6,7 +6,7 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 from . import checks as checks
 from . import dtypes as dtypes
 from .attach import attach_like as attach_like
-from .blocks import BLOCK as BLOCK
+from .blocks import ROWS_PER_BLOCK as ROWS_PER_BLOCK
 from .checks import array as array
 from .checks import fail as fail
 from .place import astype as astype

@@ -1,9 +1,9 @@
-"""Attach a derivative to a value: the one place that knows the manners of ``mx.custom_function``.
+"""Give a value a derivative: the only module that works around the quirks of ``mx.custom_function``.
 
-A rule is right at every order only if what it reads is itself differentiable. So a value is computed once, by whatever
-route, as a constant; ``attach`` gives it a derivative that is written in attached values and matrix products again. A
-factorization is then never differentiated and never repeated: the rules carry its factors along as constants ("hints").
-This is lineax's ``state`` and ``transpose``, in MLX.
+A rule that is to be differentiated again must be made of things that are differentiable themselves. So a value is
+computed once, by any algorithm, as a constant, and ``attach`` gives it a derivative that is written in attached values
+and matrix products. A factorization is then never differentiated and never repeated: the rules receive its factors as
+constants ("hints"). This is the ``state`` and ``transpose`` of lineax's solvers, in MLX.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from .place import large, on_cpu
 from .shapes import unbroadcast
 
 
-def _mapped(axis):
+def _mapped(axis: int | None) -> bool:
     return axis is not None and axis >= 0
 
 
-def _to_front(args, axes, cores):
-    """Move each mapped axis to the front of its batch and align the batch dimensions: vmap becomes broadcasting."""
+def _to_front(args, axes, cores) -> list[mx.array]:
+    """Each mapped axis moved to the front and batch dimensions aligned: vmap becomes one more batch dimension."""
     mapped = [_mapped(ax) for ax in axes]
     moved = [mx.moveaxis(a, ax, 0) if on else a for a, ax, on in zip(args, axes, mapped, strict=True)]
     batch = max(a.ndim - core - on for a, core, on in zip(moved, cores, mapped, strict=True))
@@ -31,7 +31,7 @@ def _to_front(args, axes, cores):
     return out
 
 
-def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
+def attach(vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, ...]) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
 
     The value is a constant: nothing flows back through its computation.
@@ -40,8 +40,8 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
         vjp: ``vjp(out, bar, *args)`` returns the cotangents of the first args; the rest (the hints) get none. ``out``
             is the attached value, so that the rule may be differentiated again.
         jvp: ``jvp(out, tangents, *args)``; a tangent is None where nothing moves.
-        cores: Number of trailing dimensions of each argument (and, last, of the value) that are no batch. Arguments
-            broadcast over their batch dimensions, which is how vmap works: without a second factorization.
+        cores: The number of trailing dimensions of each argument (and, last, of the value) that are not batch
+            dimensions. Arguments broadcast over batch dimensions; vmap adds one, without a second factorization.
     """
 
     @mx.custom_function
@@ -50,8 +50,7 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
             return mx.stop_gradient(args[-1])
 
     def call(*args):
-        # MLX refuses float64 on a GPU stream, and the hints are float64: the custom function itself, which only hands
-        # its value on, belongs to the CPU.
+        # MLX refuses float64 on a GPU stream, and hints are float64. The custom function only returns its value: CPU.
         with on_cpu():
             return cast(mx.array, f(*args))
 
@@ -67,14 +66,14 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
 
     @f.vmap
     def _vmap(args, axes):
-        # MLX hands on some mapped arguments with 1 along their axis, where a `where` would broadcast them.
+        # A mapped argument may arrive with size 1 along its axis, if MLX means it to be broadcast.
         size = max(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
         with on_cpu():
             *args, value = _to_front(args, axes, cores)
             return f(*args, mx.broadcast_to(value, (size, *value.shape[1:]))), 0
 
-    # The value is stopped here, once, and not what it is computed from: MLX 0.32's compile fails ("_Map_base::at") on
-    # an element-wise result of which several stopped copies are in use.
+    # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
+    # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
     def with_stopped_value(*args):
         with on_cpu():
             return call(*args[:-1], mx.stop_gradient(args[-1]))
@@ -82,7 +81,7 @@ def attach(vjp, jvp, cores) -> Callable[..., mx.array]:
     return with_stopped_value
 
 
-def attach_like(fn, count, cores) -> Callable[..., mx.array]:
+def attach_like(fn: Callable[..., mx.array], count: int, cores: tuple[int, ...]) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives of ``fn(*args)`` in its first ``count`` args.
 
     ``value`` is what ``fn`` computes, by a faster route that need not be differentiable.
@@ -106,18 +105,19 @@ def attach_like(fn, count, cores) -> Callable[..., mx.array]:
 
 
 def _pad(bars, args):
+    """(cotangent, argument) of all arguments, None for the hints."""
     return zip([*bars, *[None] * (len(args) - len(bars))], args, strict=True)
 
 
-def _zeros(x):
+def _zeros(x: mx.array) -> mx.array:
     with large(x.dtype):
         return mx.zeros_like(x)
 
 
-def constant(fn, outputs) -> Callable[..., Any]:
-    """Wrap a forward-only batched ``fn`` of one array (a factorization) so that vmap reaches its native batch.
+def constant(fn: Callable[[mx.array], Any], outputs: int) -> Callable[..., Any]:
+    """A factorization ``fn`` of one batched array, with ``outputs`` results, as a constant for which vmap works.
 
-    MLX's own vmap of qr, lu and solve raises, and of triangular solves is silently wrong.
+    vmap adds a batch dimension. MLX's own vmap of qr, lu and solve raises, and of triangular solves is silently wrong.
     """
 
     @mx.custom_function

@@ -1,57 +1,60 @@
-"""Large products in float64 on the CPU, by row blocks: no float64 copy of all rows is ever made."""
+"""Large products summed in float64 on the CPU, one block of rows at a time: all rows are never copied to float64."""
 
 import mlx.core as mx
 
-from .complex import folded, halves
+from .complex import fold, real_and_imaginary
 from .dtypes import real
 from .place import on_cpu
 from .shapes import same_batch
 
-# Rows per block of a float64 product: small enough that the float64 copy of a block stays in cache.
-BLOCK = 1024
+# Small enough that the float64 copy of a block stays in cache.
+ROWS_PER_BLOCK = 1024
 
 
-def cross(a, b, w=None):
-    """``a^H diag(w) b`` accumulated in float64 without a float64 copy of either, stacked ``(..., n or 2n, k)``."""
+def cross(a: mx.array, b: mx.array, w: mx.array | None = None) -> mx.array:
+    """``a^H diag(w) b`` of ``a`` (..., m, n) and ``b`` (..., m, k), stacked float64 ``(..., n or 2n, k)``."""
     return crosses(a, [b], w)[0]
 
 
-def crosses(a, rights, w=None):
+def crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = None) -> list[mx.array]:
     """:func:`cross` of ``a`` with each of ``rights``, in one pass over ``a``."""
     with on_cpu():
         totals: list[mx.array] = []
-        for i in range(0, a.shape[-2], BLOCK):
-            left = halves(a[..., i : i + BLOCK, :])
-            scale = None if w is None else w[..., i : i + BLOCK, None].astype(mx.float64)
-            parts = [left if a is b else halves(b[..., i : i + BLOCK, :]) for b in rights]
+        for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
+            left = real_and_imaginary(a[..., i : i + ROWS_PER_BLOCK, :])
+            scale = None if w is None else w[..., i : i + ROWS_PER_BLOCK, None].astype(mx.float64)
+            parts = [left if a is b else real_and_imaginary(b[..., i : i + ROWS_PER_BLOCK, :]) for b in rights]
             parts = [left.mT @ (right if scale is None else right * scale) for right in parts]
             totals = [total + part for total, part in zip(totals, parts, strict=True)] if i else parts
-        return [folded(total) if a.dtype == mx.complex64 else total for total in totals]
+        return [fold(total) if a.dtype == mx.complex64 else total for total in totals]
 
 
-def in_basis(a, v, w=None):
-    """``a v`` of real ``a`` (which need not be used) and its Gram matrix, weighted, from its rows and not from a's."""
+def in_basis(a: mx.array, v: mx.array, w: mx.array | None = None) -> tuple[mx.array, mx.array]:
+    """Q = ``a v`` of real ``a`` (..., m, n) in float64, and Q^T diag(w) Q, summed over the rows of Q.
+
+    That sum has the digits that v^T (a^T diag(w) a) v has lost. Q is lazy.
+    """
     with on_cpu():
         total, rows = mx.zeros((), mx.float64), []
-        for i in range(0, a.shape[-2], BLOCK):
-            q = a[..., i : i + BLOCK, :].astype(mx.float64) @ v
-            total = total + q.mT @ (q if w is None else q * w[..., i : i + BLOCK, None].astype(mx.float64))
+        for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
+            q = a[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) @ v
+            total = total + q.mT @ (q if w is None else q * w[..., i : i + ROWS_PER_BLOCK, None].astype(mx.float64))
             rows.append(q)
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2), total
 
 
-def times(a, x):
-    """``a @ x`` for tall ``a`` (..., m, n) and small stacked ``x``: in float64, then ``a.dtype``."""
+def times(a: mx.array, x: mx.array) -> mx.array:
+    """``a x`` of ``a`` (..., m, n) and stacked float64 ``x`` (..., n or 2n, k), rounded to ``a.dtype`` at the end."""
     return _by_blocks(a, x)
 
 
-def residual(a, b, x):
-    """``b - a @ x``, likewise: the difference is taken in float64."""
+def residual(a: mx.array, b: mx.array, x: mx.array) -> mx.array:
+    """``b - a x``, likewise: the difference is taken in float64."""
     with on_cpu():
         return _by_blocks(a, -x, b)
 
 
-def times_and_residual(a, z, b, x, r):
+def times_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
     """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``."""
     with on_cpu():
         scaled = b * r.astype(real(b.dtype))
@@ -59,18 +62,18 @@ def times_and_residual(a, z, b, x, r):
         return _by_blocks(a, mx.concatenate(same_batch(z, -x * r), axis=-1), start)
 
 
-def _by_blocks(a, x, start=None):
+def _by_blocks(a: mx.array, x: mx.array, start: mx.array | None = None) -> mx.array:
     """``start + a @ x``."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
-        blocks = [slice(i, i + BLOCK) for i in range(0, a.shape[-2], BLOCK)]
-        rows = [halves(a[..., block, :]) for block in blocks]
+        blocks = [slice(i, i + ROWS_PER_BLOCK) for i in range(0, a.shape[-2], ROWS_PER_BLOCK)]
+        rows = [real_and_imaginary(a[..., block, :]) for block in blocks]
         if start is None:
             rows = [left @ x for left in rows]
         else:
-            starts = (halves(start[..., block, :]) for block in blocks)
+            starts = (real_and_imaginary(start[..., block, :]) for block in blocks)
             rows = [mx.addmm(c, left, x) for c, left in zip(starts, rows, strict=True)]
         if a.dtype == mx.complex64:
             pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]

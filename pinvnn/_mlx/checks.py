@@ -1,33 +1,34 @@
-"""Arguments: shapes, dtypes and the wording of errors. Every check runs before any work.
-
-``[pinvnn.name] rule, but got value. Remedy.``
-"""
+"""Checks of arguments, all made before any work. Errors read ``[pinvnn.name] rule, but got value. Remedy.``"""
 
 import math
 from numbers import Real
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 
+from .._types import ArrayLike, Penalty, Tolerance
 from . import dtypes
 from .complex import h
 from .place import astype
 
-# What each named route may be asked. "auto" is right for all of it.
+# What each named method is for. "auto" is right for every input.
 METHODS = {
     "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
     "svd": "real input: a singular value decomposition in float64",
-    "cholesky": "full rank: a Cholesky factor of the Gram matrix; NaN where that does not prove full rank",
+    "cholesky": "full rank: a Cholesky factor of the Gram matrix; NaN if full rank cannot be verified",
 }
 
 
-def fail(name, rule, got, remedy, error: type[Exception] = ValueError) -> NoReturn:
+_Method = TypeVar("_Method", bound=str)
+
+
+def fail(name: str, rule: str, got: object, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
     """Raise ``error`` in the library's wording."""
     raise error(f"[pinvnn.{name}] {rule}, but got {got}. {remedy}")
 
 
-def array(name, label, x, ndim=0) -> mx.array:
-    """``x`` as an array of at least ``ndim`` dimensions: anything that ``mx.array`` takes, except strings."""
+def array(name: str, label: str, x: Any, ndim: int = 0) -> mx.array:
+    """``x`` as an array of at least ``ndim`` dimensions. It may be anything that ``mx.array`` takes, except strings."""
     if not isinstance(x, mx.array):
         try:
             if isinstance(x, (str, bytes)) or x is None:
@@ -40,30 +41,30 @@ def array(name, label, x, ndim=0) -> mx.array:
     return x
 
 
-def matrix(name, a, hermitian=False):
-    """``a`` as a matrix ``(..., m, n)``, square if it is to be Hermitian."""
+def matrix(name: str, a: ArrayLike, hermitian: bool = False) -> mx.array:
+    """``a`` as a matrix ``(..., m, n)``, which must be square if ``hermitian``."""
     a = array(name, "a", a, 2)
     if hermitian and a.shape[-1] != a.shape[-2]:
         fail(name, "a Hermitian matrix must be square", f"shape {a.shape}", "Leave hermitian=False.")
     return a
 
 
-def in_working_dtype(a, dtype, hermitian):
-    """``a`` as ``dtype``; its Hermitian part if it is to be Hermitian."""
+def in_working_dtype(a: mx.array, dtype: mx.Dtype, hermitian: bool) -> mx.array:
+    """``a`` as ``dtype``; its Hermitian part if ``hermitian``."""
     a = astype(a, dtype)
     return (a + h(a)) * 0.5 if hermitian else a
 
 
-def real_array(name, label, x, like):
-    """``x`` as a real array in the real dtype that goes with ``like``."""
+def real_array(name: str, label: str, x: ArrayLike, like: mx.Dtype) -> mx.array:
+    """``x``, which must be real, as an array in the real dtype that goes with ``like``."""
     x = array(name, label, x)
     if x.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
     return astype(x, dtypes.real(like))
 
 
-def tolerance(name, label, t, batch=None):
-    """A tolerance: None, a non-negative number, or an array over the batch."""
+def tolerance(name: str, label: str, t: Tolerance, batch: tuple[int, ...] | None = None) -> mx.array | float | None:
+    """``t``: None, a non-negative number, or an array that broadcasts to ``batch``."""
     if t is None:
         return None
     if isinstance(t, Real):
@@ -76,13 +77,15 @@ def tolerance(name, label, t, batch=None):
     return t
 
 
-def tolerances(name, a, rtol, atol):
+def tolerances(
+    name: str, a: mx.array, rtol: Tolerance, atol: Tolerance
+) -> tuple[mx.array | float | None, mx.array | float | None]:
     """Both cutoffs of ``a``, checked."""
     batch = a.shape[:-2]
     return tolerance(name, "rtol", rtol, batch), tolerance(name, "atol", atol, batch)
 
 
-def _non_negative(name, label, x, remedy):
+def _non_negative(name: str, label: str, x, remedy: str) -> float:
     try:
         number = float(x)
     except OverflowError:  # an int beyond float64
@@ -92,8 +95,8 @@ def _non_negative(name, label, x, remedy):
     return number
 
 
-def penalty(name, l2, n, k, vector):
-    """``l2`` as a number or an array that broadcasts against the solution (n, k), or (n,) for a vector."""
+def penalty(name: str, l2: Penalty, n: int, k: int, vector: bool) -> mx.array | float:
+    """``l2``: a number or an array that broadcasts against the solution, (n, k), or (n,) if b is a ``vector``."""
     if isinstance(l2, Real):
         return _non_negative(name, "l2", l2, "Pass 0 for no penalty.")
     l2 = array(name, "l2", l2)
@@ -105,8 +108,8 @@ def penalty(name, l2, n, k, vector):
     return l2
 
 
-def method(name, value, dtype):
-    """Check the name of a route against what it can do."""
+def method(name: str, value: _Method, dtype: mx.Dtype) -> _Method:
+    """``value``, which must name a method that serves ``dtype``."""
     if value != "auto" and value not in METHODS:
         names = ", ".join(["auto", *METHODS])
         fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
@@ -115,16 +118,16 @@ def method(name, value, dtype):
     return value
 
 
-def batch_shape(name, *named):
-    """The broadcast of batch shapes, given as (label, shape)."""
+def batch_shape(name: str, *named: tuple[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """What the batch shapes broadcast to, each given as (label, shape)."""
     try:
-        return mx.broadcast_shapes(*(shape for _, shape in named))
+        return tuple(mx.broadcast_shapes(*(shape for _, shape in named)))
     except ValueError:
         got = " and ".join(f"{label} {shape}" for label, shape in named)
         fail(name, "batch dimensions must broadcast", got, "Add or remove batch dimensions.")
 
 
-def rows(name, a, b, weights=None):
+def rows(name: str, a: mx.array, b: mx.array, weights: mx.array | None = None) -> None:
     """Check that ``a`` (..., m, n), ``b`` (m,) or (..., m, k) and ``weights`` (..., m) have the same rows."""
     m, got = a.shape[-2], b.shape[0 if b.ndim == 1 else -2]
     if m != got:
@@ -134,7 +137,7 @@ def rows(name, a, b, weights=None):
         fail(name, f"weights must have one entry for each of the {m} rows", f"shape {weights.shape}", "Reshape them.")
 
 
-def _broadcasts_to(shape, target):
+def _broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     try:
         return mx.broadcast_shapes(shape, target) == tuple(target)
     except ValueError:

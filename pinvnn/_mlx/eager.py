@@ -1,19 +1,19 @@
-"""Looking at values, which a lazy graph allows outside of ``mx.compile`` and ``mx.vmap``, and only there."""
+"""Evaluation of arguments, which is possible outside of ``mx.compile`` and ``mx.vmap`` only."""
 
 import mlx.core as mx
 
-from .blocks import BLOCK, crosses
+from .blocks import ROWS_PER_BLOCK, crosses
 from .place import on_cpu
 
-# Blocks whose products are evaluated together.
-_BLOCKS = 16
+# Row blocks whose products are evaluated together.
+_BLOCKS_PER_EVALUATION = 16
 
 
-def visible(*arrays) -> bool:
-    """Evaluate the arrays (or numbers, or None) if one may look at them.
+def visible(*arrays: mx.array | float | None) -> bool:
+    """Evaluate the arguments and return True, or return False where that is impossible or slow.
 
-    One may not inside ``mx.compile`` and ``mx.vmap``, where there are no values yet, nor with a GPU as default device,
-    for which one would have to wait.
+    It is impossible inside ``mx.compile`` and ``mx.vmap``, which have no values yet, and slow with a GPU as default
+    device, whose work would have to be waited for.
     """
     if mx.default_device() != mx.cpu:
         return False
@@ -24,13 +24,13 @@ def visible(*arrays) -> bool:
     return True
 
 
-def evaluated_crosses(a, rights, w=None):
+def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = None) -> list[mx.array]:
     """:func:`crosses` of visible arrays, evaluated.
 
-    In a trace of vjp or jvp an evaluated array keeps the graph behind it, here the float64 copy of each row block:
-    twice the memory of ``a``. So the sums are taken chunk by chunk, and only their values go on.
+    Inside vjp and jvp an evaluated array keeps its graph alive, here a float64 copy of each row block: twice the memory
+    of ``a``. So some blocks at a time are evaluated and only the values of their sums are kept.
     """
-    m, step = a.shape[-2], _BLOCKS * BLOCK
+    m, step = a.shape[-2], _BLOCKS_PER_EVALUATION * ROWS_PER_BLOCK
     if m <= step:
         return crosses(a, rights, w)
     import numpy as np  # here, since it takes longer to import than all of MLX

@@ -5,14 +5,19 @@ import mlx.core as mx
 from .place import large
 
 
-def same_batch(*arrays):
-    """The arrays, broadcast over their batch dimensions."""
+def same_batch(*arrays: mx.array) -> list[mx.array]:
+    """The matrices ``(..., m, n)`` with their batch dimensions broadcast to a common shape."""
     batch = mx.broadcast_shapes(*(x.shape[:-2] for x in arrays))
     return [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
 
 
-def unbroadcast(x, shape):
-    """Sum ``x`` over the batch dimensions that were broadcast, back to ``shape``."""
+def total(terms: list[mx.array]) -> mx.array:
+    """Sum of at least one array."""
+    return sum(terms[1:], terms[0])
+
+
+def unbroadcast(x: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """The adjoint of ``broadcast_to``: ``x`` summed over the dimensions along which ``shape`` was broadcast."""
     if x.shape == tuple(shape):
         return x
     extra = x.ndim - len(shape)

@@ -5,34 +5,35 @@ With D = diag(w) and u = M y_bar, and g = D^-1 y, h = D^-1 u:
     b_bar = u,  A_bar = -(u (A^T y)^T + y (A^T u)^T),  w_bar_i = sum_t l2_t g_it h_it,  l2_bar_t = -sum_i u_it g_it
     dy    = M (db - dA A^T y - A dA^T y - dl2 g) + v - M A A^T v,  v = dD g
 
-At weight 0, and near it for the sake of digits, g = (b - A A^T y) / l2. Through R = (A^T D A + l2 I)^-1 instead, as in
-``ridge.py``, the gradient would lose the square of the condition number: A R x is M A x.
+For small weights, 0 included, g = (b - A A^T y) / l2 has more digits. The primal rules in ``ridge.py``, which contain
+R = (A^T D A + l2 I)^-1, would lose cond(A)^2 digits of the gradient here.
 """
 
 import mlx.core as mx
 
 from .._factor.ridge_values import dual_value
-from .._factor.right_factor import CORES, Factor
+from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach
 from .._mlx.place import on_cpu
+from .._mlx.shapes import total
 
 # Weights below this part of the largest one count as small.
 _SMALL = 1e-6
 
 
-def dual_solution(a, b, w, l2, f: Factor):
-    """``W``, for weights ``(..., m)`` or, where one serves all rows, ``(..., 1)``."""
+def dual_solution(a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: RightFactor) -> mx.array:
+    """``W`` (..., n, k); the weights are ``(..., m)``, or ones ``(1,)``."""
     with on_cpu():
         return a.mT @ _dual(a, w, l2, b, f)
 
 
-def _dual(a, w, l2, x, f: Factor):
+def _dual(a, w, l2, x, f: RightFactor):
     return _attached(a, w, l2, x, *f, dual_value(f, a, w, l2, x))
 
 
 def _over_weights(y, ay, a, w, l2, x):
-    """D^-1 y, with A^T y at hand."""
-    if w.shape[-1] == 1 and y.shape[-2] != 1:  # the one 1 that stands for no weights
+    """D^-1 y; ``ay`` is A^T y."""
+    if w.shape[-1] == 1 and y.shape[-2] != 1:  # no weights
         return y
     w = w[..., None]
     large = w > _SMALL * mx.max(w, axis=-2, keepdims=True)
@@ -40,7 +41,7 @@ def _over_weights(y, ay, a, w, l2, x):
 
 
 def _vjp(y, bar, a, w, l2, x, *hints):
-    u = _dual(a, w, l2, bar, Factor(*hints))
+    u = _dual(a, w, l2, bar, RightFactor(*hints))
     with on_cpu():
         ay, au = a.mT @ y, a.mT @ u
         a_bar = -(u @ ay.mT + y @ au.mT)
@@ -61,7 +62,7 @@ def _jvp(y, tangents, a, w, l2, x, *hints):
         parts += [] if da is None else [-(da @ ay) - a @ (da.mT @ y)]
         parts += [] if dl is None else [-dl * g]
         parts += [] if v is None else [-(a @ (a.mT @ v))]
-        moved = _dual(a, w, l2, sum(parts[1:], parts[0]), Factor(*hints))
+        moved = _dual(a, w, l2, total(parts), RightFactor(*hints))
         return moved if v is None else moved + v
 
 

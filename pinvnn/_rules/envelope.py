@@ -1,36 +1,39 @@
-"""Derivative rule of the smallest value of a ridge objective.
+"""Derivative rule of the minimum of the ridge objective, by the envelope theorem.
 
-F(a, b, w, l2) = min_x sum_i w_i |r_i|^2 + sum_jt l_jt x_jt^2 with r = b - a x. At the
-minimum dF/dx = 0, and with x fixed
+F(a, b, w, l2) = min_x sum_i w_i |r_i|^2 + sum_jt l_jt x_jt^2 with r = b - a x. At the minimum dF/dx = 0, so that x may
+be held fixed:
 
     a_bar = -2 D r x^T,  b_bar = 2 D r,  w_bar_i = |r_i|^2,  l2_bar = x o x      (times F_bar).
 
-The x that the rules read has its own derivative attached: a stopped one would be right at first order only.
+The x in these rules has its own derivative attached: with a constant x they would be wrong from second order on.
 """
 
 import mlx.core as mx
 
 from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
-from .._factor.ridge_values import Inverse, solution
-from .._factor.right_factor import Factor
+from .._factor.ridge_values import RidgeInverse, solution
+from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
 from .._mlx.place import astype, large, on_cpu
+from .._mlx.shapes import total
 from .dual import dual_solution
 from .products import sum_over_rows, weigh
 from .ridge import attach_ridge, cores
 
 
-def smallest_objective(a, b, w, l2, entries):
+def smallest_objective(
+    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, entries: mx.Dtype
+) -> mx.array:
     """The ridge objective, penalty included, at its minimum over the solution, ``(...)`` in the dtype of ``a``.
 
-    Nothing is solved for its first derivative: at the minimum the solution may be held fixed.
+    Its first derivative needs no further solve.
 
     Args:
         a: ``(..., m, n)``, real.
         b: ``(..., m, k)``, in the dtype of ``a``.
         w: ``(..., m)``, or None.
         l2: Penalty in float64, ``(..., 1 or n, 1 or k)``.
-        entries: The dtype whose precision the entries of ``a`` carry.
+        entries: The dtype that the entries of ``a`` had before any conversion.
     """
     dtype = a.dtype
     route = ridge_route("auto", a.shape[-2:], l2, entries, unpenalized=False)
@@ -40,7 +43,7 @@ def smallest_objective(a, b, w, l2, entries):
     inverse, known = inverse_of_ridge(a, w, l2, route, entries, b)
     with large(a.dtype):
         ones = mx.ones((1,), a.dtype) if w is None else w
-    with on_cpu():  # Stopped, or its zero cotangent would meet the infinite slope of sqrt at weight 0.
+    with on_cpu():  # Stopped: else a zero cotangent would meet the infinite slope of sqrt at weight 0, and be NaN.
         dual = inverse.route == "dual"
         x = dual_solution(a, b, ones, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, known)
         x = mx.stop_gradient(x)
@@ -49,8 +52,8 @@ def smallest_objective(a, b, w, l2, entries):
         return value.astype(dtype)
 
 
-def objective(a, b, w, l2, x):
-    """Weighted sum of squared residuals, and the penalty."""
+def objective(a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array | None, x: mx.array) -> mx.array:
+    """Weighted sum of squared residuals plus the penalty, ``(...)``."""
     with large(a.dtype):
         rest = b - a @ x
         fit = mx.sum(sum_over_rows(weigh(w, rest * rest)), axis=-1)
@@ -66,8 +69,8 @@ def _envelope(route):
     def attached(a, b, w, l2, hints):
         *factors, x = hints
         if route == "dual":
-            return dual_solution(a, b, w, l2, Factor(*factors))
-        return attach_ridge(a, b, w, l2, Inverse(Factor(*factors), route), x)
+            return dual_solution(a, b, w, l2, RightFactor(*factors))
+        return attach_ridge(a, b, w, l2, RidgeInverse(RightFactor(*factors), route), x)
 
     def vjp(_, bar, a, b, w, l2, *hints):
         x = attached(a, b, w, l2, hints)
@@ -98,7 +101,7 @@ def _envelope(route):
             with on_cpu():
                 parts.append(mx.sum(dl * mx.square(x.astype(mx.float64)), axis=(-2, -1)).astype(a.dtype))
         with large(a.dtype):
-            return sum(parts[1:], parts[0])
+            return total(parts)
 
     return attach(vjp, jvp, (2, 2, 1, 2, *cores(route), 2, 0))
 

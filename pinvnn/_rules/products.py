@@ -1,13 +1,13 @@
-"""Large products, m n k and m n^2, with their derivatives.
+"""The large products, of size m n k and m n^2, with their derivatives.
 
-Products with a narrow factor are summed in float64 on the CPU even for float32 input: in float32 the gradients of a
-matrix of condition 1e4 would be wrong in the second digit. On a GPU, which has no float64, they are float32. The power
-of two r = 1 / |A| keeps float32 from over- and underflowing at scales of 1e30.
+Products with a narrow factor are summed in float64 on the CPU, for float32 input, too: float32 sums would spoil the
+second digit of the gradient of a matrix of condition 1e4. A GPU has no float64; there they are summed in float32. The
+power of two r, near 1 / |A|, keeps float32 products at scales of 1e30 in range.
 """
 
 import mlx.core as mx
 
-from .._factor.right_factor import Factor
+from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach, attach_like
 from .._mlx.blocks import cross, times, times_and_residual
 from .._mlx.blocks import residual as residual_by_blocks
@@ -17,12 +17,12 @@ from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
 
 
-def real_dot(x, y):
-    """Re <x, y> of each row."""
+def real_dot(x: mx.array, y: mx.array) -> mx.array:
+    """Re <x_i, y_i> of each row, ``(..., m)``."""
     return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y, axis=-1)
 
 
-def sum_over_rows(x):
+def sum_over_rows(x: mx.array) -> mx.array:
     """Sum of real ``x`` (..., m, k) over m. MLX's own float32 sum keeps three digits over 1e5 rows on the CPU."""
     if _on_gpu(x):
         return mx.sum(x, axis=-2)
@@ -30,33 +30,33 @@ def sum_over_rows(x):
         return mx.sum(x.astype(mx.float64), axis=-2).astype(x.dtype)
 
 
-def weigh(w, x):
-    """``diag(w) x``."""
+def weigh(w: mx.array | None, x: mx.array) -> mx.array:
+    """``diag(w) x``; None stands for weights of 1."""
     return x if w is None else w[..., None] * x
 
 
 # --- With a narrow factor -------------------------------------------------------------------------
 
 
-def product(a, x, r):
-    """``A x`` for stacked float64 ``x`` (..., n, k), in the dtype of ``a``."""
+def product(a: mx.array, x: mx.array, r: mx.array) -> mx.array:
+    """``A x`` for stacked float64 ``x`` (..., n or 2n, k), in the dtype of ``a``."""
     return _product(a, x, r) if _on_gpu(a) else _exact_product(a, x, r, times(a, x))
 
 
-def residual(b, a, x, r):
-    """``b - A x`` for stacked float64 ``x``: exact only if it is not rounded before the difference is taken."""
+def residual(b: mx.array, a: mx.array, x: mx.array, r: mx.array) -> mx.array:
+    """``b - A x`` for stacked float64 ``x``, which must not be rounded before: the difference has its digits."""
     return _residual(b, a, x, r) if _on_gpu(a) else _exact_residual(b, a, x, r, residual_by_blocks(a, b, x))
 
 
-def product_and_residual(a, z, b, x, r):
-    """``[A z | (b - A x) r]`` (..., m, 2k): both of the above in one pass over ``a``; ``r`` (..., 1, 1 or k)."""
+def product_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
+    """``[A z | (b - A x) r]`` (..., m, 2k): both in one pass over ``a``; ``r`` is ``(..., 1, 1 or k)``."""
     if _on_gpu(a):
         return _product_and_residual(a, z, b, x, r)
     return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x, r))
 
 
-def cross_product(a, b, r):
-    """``r A^H b``, stacked float64 ``(..., n, k)``."""
+def cross_product(a: mx.array, b: mx.array, r: mx.array) -> mx.array:
+    """``r A^H b``, stacked float64 ``(..., n or 2n, k)``."""
     return _cross_product(a, b, r) if _on_gpu(a) else _exact_cross_product(a, b, r, _exact_cross(a, b, r))
 
 
@@ -94,7 +94,7 @@ def _cross_product(a, b, r):
 
 
 def _exact_cross(a, b, r):
-    with on_cpu():  # float64 sums of float32 cannot overflow, those of float64 can
+    with on_cpu():  # float64 sums of float32 products cannot overflow; those of float64 products can.
         return cross(a, b * r) if a.dtype == mx.float64 else cross(a, b) * r
 
 
@@ -107,8 +107,8 @@ _exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
 # --- The Gram matrix: a handle --------------------------------------------------------------------
 
 
-def gram(a, w, f: Factor):
-    """K = r^2 A^H D A as a handle for the functions of ``spectral.py``: its derivatives count, not its value."""
+def gram_handle(a: mx.array, w: mx.array | None, f: RightFactor) -> mx.array:
+    """An array of zeros, ``(..., n, n)``, with the derivative of K = r^2 A^H D A. No rule reads its value."""
     with on_cpu():
         handle = mx.broadcast_to(mx.array(0.0, mx.float64), f.v.shape)
     return _gram(a, f.r, handle) if w is None else _weighted_gram(a, w, f.r, handle)
@@ -118,7 +118,7 @@ def _gram_bars(k_bar, a, w, r):
     # A_bar = D A (K_bar + K_bar^H),  w_bar_i = Re <a_i, (A M)_i> / 2
     with on_cpu():
         m = k_bar + k_bar.mT
-        if a.dtype == mx.complex64:  # the adjoint of the embedding, twice its inverse on what it produces
+        if a.dtype == mx.complex64:  # The adjoint of the embedding is twice its inverse on embedded matrices.
             (rr, ri), (ir, ii) = (mx.split(x, 2, axis=-1) for x in mx.split(m, 2, axis=-2))
             m = mx.concatenate([rr + ii, ir - ri], axis=-2)
         am = product(a, m * r, r)
@@ -129,13 +129,13 @@ def _gram_bars(k_bar, a, w, r):
 
 
 def gram_tangent(da, dw, a, w, r):
-    """The tangent dK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded."""
+    """DK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded; ``da`` or ``dw`` is None where it is zero."""
     r = astype(r, real(a.dtype))
     with large(a.dtype):
         parts, a = [], a * r
         if da is not None:
-            half = h(da * r) @ weigh(w, a)
-            parts.append(half + h(half))
+            da_a = h(da * r) @ weigh(w, a)
+            parts.append(da_a + h(da_a))
         if dw is not None:
             parts.append(h(a) @ weigh(dw, a))
         return embed(parts[0] if len(parts) == 1 else parts[0] + parts[1])

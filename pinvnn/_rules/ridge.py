@@ -5,44 +5,46 @@ W = R A^T D b with R_t = (A^T D A + L_t)^-1 for each target t, D = diag(w), L_t 
     A_bar = D (r z^T - (A z) W^T),  b_bar = D A z,  w_bar_i = sum_t r_it (A z)_it,  l2_bar = -z o W
     dW    = R (dA^T D r - A^T D dA W + A^T dD r + A^T D db - dL o W)
 
-(l2_bar summed over the dimensions along which l2 broadcasts.) ``normal`` is R h and closes the rules:
+(l2_bar summed over the dimensions along which l2 broadcasts.) The rules contain R; ``normal`` is R h, with the rule
 
     q = R h, u = R q_bar:  h_bar = u,  A_bar = -D ((A q) u^T + (A u) q^T),  w_bar = -sum_t (A u) o (A q),
     l2_bar = -u o q
 
-No sqrt(w) appears, so that the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
-([[Re, -Im], [Im, Re]]). The dual form is in ``dual.py``.
+No root of a weight appears: the gradient at weight 0 is finite and exact. Complex problems arrive as real ones
+(``_mlx/complex.py``). The dual form is in ``dual.py``.
 """
 
 import mlx.core as mx
 
-from .._factor.ridge_values import Inverse, apply, scales
-from .._factor.right_factor import CORES, Factor
+from .._factor.ridge_values import RidgeInverse, apply_inverse, scales
+from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach
 from .._mlx.place import astype, large, on_cpu
-from .._mlx.shapes import same_batch
+from .._mlx.shapes import same_batch, total
 from .products import product_and_residual, residual
 
 
-def normal(a, w, l2, x, inverse: Inverse):
-    """``R x / r^2`` with its derivatives; ``x`` and the result are float64.
+def normal(a: mx.array, w: mx.array, l2: mx.array, x: mx.array, inverse: RidgeInverse) -> mx.array:
+    """``R x / r^2`` with its derivatives; ``x`` (..., n, k) and the result are float64.
 
-    The power of two r = 1 / |A| stays apart: R x is of the size of x / |A|^2, which no dtype holds at extreme scales.
+    It is divided by r^2, with r near 1 / |A|, because R x is of the size of x / |A|^2, which may be out of range.
     """
-    return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply(inverse, l2, a.shape, x))
+    return _RULES[inverse.route][0](a, w, l2, x, *inverse.f, apply_inverse(inverse, l2, a.shape, x))
 
 
-def attach_ridge(a, b, w, l2, inverse: Inverse, value):
-    """``value`` with the derivatives of ridge in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k).
+def attach_ridge(
+    a: mx.array, b: mx.array, w: mx.array, l2: mx.array, inverse: RidgeInverse, value: mx.array
+) -> mx.array:
+    """The solution W with its derivatives in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k).
 
-    ``value`` is float64 at best: residuals are taken from it before it is rounded to the dtype of ``a``.
+    ``value`` should be float64: the rules take residuals from it before it is rounded to the dtype of ``a``.
     """
     return astype(_RULES[inverse.route][1](a, b, w, l2, *inverse.f, astype(value, mx.float64)), a.dtype)
 
 
 def _build(route):
     def inverse(hints):
-        return Inverse(Factor(*hints), route)
+        return RidgeInverse(RightFactor(*hints), route)
 
     def normal_vjp(q, bar, a, w, l2, x, *hints):
         u = normal(a, w, l2, bar, inverse(hints))
@@ -70,7 +72,7 @@ def _build(route):
                 moved.append(a.mT @ (dw[..., None] * (a @ qr)))
         with on_cpu():
             parts += [-astype(p, mx.float64) * r for p in moved]
-            return normal(a, w, l2, sum(parts), inverse(hints))
+            return normal(a, w, l2, total(parts), inverse(hints))
 
     def ridge_vjp(x, bar, a, b, w, l2, *hints):
         with on_cpu():
@@ -101,7 +103,7 @@ def _build(route):
                 moved.append(a.mT @ (weight * db * rs))
         with on_cpu():
             parts = [p.astype(mx.float64) for p in moved] + ([] if dl is None else [-dl * x * r])
-            return normal(a, w, l2, sum(parts), inverse(hints)) * r
+            return normal(a, w, l2, total(parts), inverse(hints)) * r
 
     return (
         attach(normal_vjp, normal_jvp, (2, 1, 2, 2, *cores(route), 2)),
@@ -110,30 +112,30 @@ def _build(route):
 
 
 def _weigh(w, x):
-    """``diag(w) x`` for weights of every row, or the one 1 that stands for none."""
+    """``diag(w) x`` for weights ``(..., m)``, or ones ``(1,)``, which stand for no weights."""
     return x if w.shape[-1] == 1 and x.shape[-2] != 1 else w[..., None] * x
 
 
 def cores(route):
-    """Trailing dimensions of a factor's arrays that are no batch: by target there is one more."""
+    """Trailing dimensions of a factor's fields that are no batch: one more for targets on the route "feature"."""
     return (3, 2, 2, 3) if route == "feature" else CORES
 
 
 # --- From a Gram matrix ---------------------------------------------------------------------------
 
 
-def gram_normal(k, l2, x, inverse: Inverse):
-    """``(K + L)^-1 x`` as a function of K itself, for statistics that were accumulated elsewhere; all float64."""
+def gram_normal(k: mx.array, l2: mx.array, x: mx.array, inverse: RidgeInverse) -> mx.array:
+    """``(K + L)^-1 x`` as a function of a Gram matrix K that was accumulated elsewhere; all float64."""
     with on_cpu():
         r = scales(inverse)
-        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply(inverse, l2, k.shape, x) * r * r)
+        return _GRAM_RULES[inverse.route](k, l2, x, *inverse.f, apply_inverse(inverse, l2, k.shape, x) * r * r)
 
 
 def _build_gram(route):
     # q = R x, u = R q_bar:  K_bar = -(u q^T + q u^T) / 2,  l2_bar = -u o q,  x_bar = u
     def vjp(q, bar, k, l2, x, *hints):
         with on_cpu():
-            u = gram_normal(k, l2, bar, Inverse(Factor(*hints), route))
+            u = gram_normal(k, l2, bar, RidgeInverse(RightFactor(*hints), route))
             turn = u @ q.mT
             return -(turn + turn.mT) / 2, -u * q, u
 
@@ -143,7 +145,7 @@ def _build_gram(route):
             parts = [] if dx is None else [dx]
             parts += [] if dk is None else [-(dk + dk.mT) @ q / 2]
             parts += [] if dl is None else [-dl * q]
-            return gram_normal(k, l2, sum(parts), Inverse(Factor(*hints), route))
+            return gram_normal(k, l2, total(parts), RidgeInverse(RightFactor(*hints), route))
 
     return attach(vjp, jvp, (2, 2, 2, *cores(route), 2))
 

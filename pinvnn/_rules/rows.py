@@ -26,12 +26,12 @@ from typing import Literal, TypeAlias
 
 import mlx.core as mx
 
-from .._factor.ridge_values import Inverse, denominator
-from .._factor.right_factor import CORES, Factor
+from .._factor.ridge_values import RidgeInverse, reciprocals
+from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach, attach_like
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
-from .products import gram
+from .products import gram_handle
 from .ridge import attach_ridge, gram_normal
 from .solve import attach_solve
 from .spectral import inverse, split_weight
@@ -40,7 +40,7 @@ from .spectral import inverse, split_weight
 Kind: TypeAlias = Literal["truncated", "shared", "feature"]
 
 
-def inverse_root(kind: Kind, f: Factor, l2: mx.array, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+def inverse_root(kind: Kind, f: RightFactor, l2: mx.array, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
     """W with W W^T = R, ``(..., n, n)`` in float64, and which of its columns are kept (1.0 or 0.0), ``(..., n, 1)``."""
     with on_cpu():
         if kind == "truncated":
@@ -50,38 +50,38 @@ def inverse_root(kind: Kind, f: Factor, l2: mx.array, shape: tuple[int, ...]) ->
         if f.full:
             root = f.v * f.r
         else:
-            d = denominator(Inverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
+            d = reciprocals(RidgeInverse(f, "shared"), mx.zeros_like(l2) if kind == "feature" else l2, shape)
             root = f.v * (mx.sqrt(d).mT * f.r)
         return mx.stop_gradient(root), mx.ones((shape[-1], 1), mx.float64)
 
 
-def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: Factor) -> mx.array:
+def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: RightFactor) -> mx.array:
     """R ``(..., n, n)`` in float64, differentiable in A, w and L."""
     with on_cpu():
         eye, zero = mx.eye(a.shape[-1], dtype=mx.float64), mx.zeros((1, 1), mx.float64)
-        k = gram(a, w, f)
+        k = gram_handle(a, w, f)
         if kind == "truncated":
             return inverse(k, eye, f) * f.r * f.r
         k = k / f.r / f.r
         k, l2 = (k + eye * l2, zero) if kind == "feature" else (k, l2)
-        return gram_normal(k, l2, eye, Inverse(f, "shared"))
+        return gram_normal(k, l2, eye, RidgeInverse(f, "shared"))
 
 
 def solution_of(
-    kind: Kind, a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: Factor, value: mx.array
+    kind: Kind, a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: RightFactor, value: mx.array
 ) -> mx.array:
     """The solution ``(..., n, k)`` in the dtype of A: the float64 constant ``value`` with its derivatives attached."""
     if kind == "truncated":
         return attach_solve(a, b, w, f, value)
     if kind == "feature":  # A factorization for each target, in general.
         with on_cpu():
-            f = Factor(f.v[..., None, :, :], f.s[..., None, :], f.kept[..., None, :], f.r[..., None, :, :])
-    return attach_ridge(a, b, w, l2, Inverse(f, kind), value)
+            f = RightFactor(f.v[..., None, :, :], f.s[..., None, :], f.kept[..., None, :], f.r[..., None, :, :])
+    return attach_ridge(a, b, w, l2, RidgeInverse(f, kind), value)
 
 
 def _plain(kind, a, b, w, l2, *hints):
     *f, value = hints
-    f = Factor(*f)
+    f = RightFactor(*f)
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
     rest = _residual_in_dtype(a, b, x)
     with on_cpu():
@@ -108,7 +108,7 @@ def _plain_bar(kind, which):
     return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
 
 
-def _bars(kind, out, bar, b, w, f: Factor, root, u):
+def _bars(kind, out, bar, b, w, f: RightFactor, root, u):
     """The four cotangents by the products of U, as in the head of this file; None for what is no argument."""
     k, dtype, truncated, weighted = b.shape[-1], u.dtype, kind == "truncated", w.shape[-1] == u.shape[-2]
     with on_cpu():
@@ -146,7 +146,7 @@ def _build(kind):
 
     def vjp(out, bar, a, b, w, l2, *hints):
         *hints, root, u = hints
-        fast = _bars(kind, out, bar, b, w, Factor(*hints[:-1]), root, u)
+        fast = _bars(kind, out, bar, b, w, RightFactor(*hints[:-1]), root, u)
         pairs = zip(plain_bars, fast, strict=True)
         return [None if v is None else attached(a, b, w, l2, bar, *hints, v) for attached, v in pairs]
 
@@ -168,7 +168,7 @@ def attach_residuals_and_leverages(
     b: mx.array,
     w: mx.array,
     l2: mx.array,
-    f: Factor,
+    f: RightFactor,
     x: mx.array,
     root: mx.array,
     u: mx.array,

@@ -1,19 +1,36 @@
 """Derivative rules of least squares: x = (D^(1/2) A)^+ D^(1/2) b for tall A, and its adjoint for wide problems.
 
-The notation and the derivation stand at the top of ``pinv.py``.
+Notation as in ``pinv.py``. x = B A^H D b, in which no root of a weight is left: the gradient at weight 0 is finite and
+exact. With z = B x_bar,
+
+    b_bar   = D A z
+    A_bar   = D ((b - A x) z^H - (A z) x^H + A (Q + Q^H)),    Q = S(B G + T^H),  T = x_bar x^H,  G = x_bar (A^H D b)^H
+    w_bar_i = Re <(b - A x)_i, (A z)_i> + Re <a_i, (A (Q + Q^H))_i> / 2
+    dx      = B (A^H D db + A^H dD (b - A x) + dA^H D (b - A x) - A^H D dA x + C A^H D b) + C^H x,    C = S(dK).
+
+This is the rule of the pseudo-inverse for P_bar = x_bar b^H, written with the residual: b z^H and A x z^H apart would
+cancel to its size and lose its digits. At full column rank Q = C = 0.
+
+A wide problem without weights is x = A w, w = B h, for the tall matrix A^H of the problem, here called A, and its
+right-hand side h. With w_bar = A^H x_bar and h_bar = B w_bar,
+
+    A_bar = (x_bar - A h_bar) w^H - x h_bar^H + A (Q + Q^H),    T = w_bar w^H,  G = w_bar h^H
+    dx    = dA w + A dw,    dw = B (dh - dK w + C h) + C^H w.
+
+Small matrices and solutions stay in float64 inside the rules and are rounded at the end.
 """
 
 import mlx.core as mx
 
-from .._factor.right_factor import CORES, Factor
+from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach
 from .._mlx.complex import embed, h, stack, unembed, unstack
 from .._mlx.dtypes import real
 from .._mlx.place import large, on_cpu
-from .._mlx.shapes import same_batch
+from .._mlx.shapes import same_batch, total
 from .products import (
     cross_product,
-    gram,
+    gram_handle,
     gram_tangent,
     product,
     product_and_residual,
@@ -26,11 +43,8 @@ from .spectral import inverse, split, turn
 # --- Least squares, A tall (or weighted): x = B A^H D b -------------------------------------------
 
 
-def _solve_bars(x, bar, a, b, w, f: Factor):
-    # With z = B x_bar and Y = A (D + D^H):
-    #   A_bar = D (rest z^H - (A z) x^H + Y),  b_bar = D A z,  w_bar_i = Re <rest_i, (A z)_i> + Re <a_i, Y_i> / 2
-    # sqrt(w) never enters, so that the gradient at weight 0 is finite and exact.
-    k, dtype = gram(a, w, f), a.dtype
+def _solve_bars(x, bar, a, b, w, f: RightFactor):
+    k, dtype = gram_handle(a, w, f), a.dtype
     with on_cpu():
         zr = inverse(k, bar, f) * f.r
         # One product with twice the columns, [A z | r rest] [-x | z / r]^H: a pass over A_bar less.
@@ -48,8 +62,8 @@ def _solve_bars(x, bar, a, b, w, f: Factor):
         return *bars, w_bar if y is None else w_bar + real_dot(a, y) / 2
 
 
-def _turned(a, b, w, k, x, bar, f: Factor):
-    """``r A (D + D^T)``; in float64 if A is wide (and weighted), where it is no correction but half of the gradient."""
+def _turned(a, b, w, k, x, bar, f: RightFactor):
+    """``r A (Q + Q^H)``; in float64 if A is wide (and weighted), where it is no correction but half of the gradient."""
     exact, dtype = a.shape[-2] < a.shape[-1], a.dtype
     with on_cpu():
         right = cross_product(a, _weighed(w, b), f.r) * f.r
@@ -68,8 +82,7 @@ def _weighed(w, b):
         return weigh(w, b)
 
 
-def _solve_tangent(x, tangents, a, b, w, f: Factor):
-    # dx = B (A^H D db + A^H dD (b - A x) + dA^H D (b - A x) - A^H D dA x + C A^H D b) + C^H x
+def _solve_tangent(x, tangents, a, b, w, f: RightFactor):
     da, db, dw = (*tangents, None)[:3]
     rest, parts = residual(b, a, x, f.r), []
     if db is not None:
@@ -80,7 +93,7 @@ def _solve_tangent(x, tangents, a, b, w, f: Factor):
         parts.append(cross_product(da, _weighed(w, rest), f.r))
         parts.append(cross_product(a, _weighed(w, -product(da, x, f.r)), f.r))
     with on_cpu():
-        k, right = gram(a, w, f), sum(parts)
+        k, right = gram_handle(a, w, f), total(parts)
         if da is None and dw is None:
             return inverse(k, right, f) * f.r
         c = split(k, gram_tangent(da, dw, a, w, f.r), f)
@@ -89,19 +102,19 @@ def _solve_tangent(x, tangents, a, b, w, f: Factor):
 
 
 _solve = attach(
-    lambda x, bar, a, b, *hints: _solve_bars(x, bar, a, b, None, Factor(*hints)),
-    lambda x, d, a, b, *hints: _solve_tangent(x, d[:2], a, b, None, Factor(*hints)),
+    lambda x, bar, a, b, *hints: _solve_bars(x, bar, a, b, None, RightFactor(*hints)),
+    lambda x, d, a, b, *hints: _solve_tangent(x, d[:2], a, b, None, RightFactor(*hints)),
     (2, 2, *CORES, 2),
 )
 _weighted_solve = attach(
-    lambda x, bar, a, b, w, *hints: _solve_bars(x, bar, a, b, w, Factor(*hints)),
-    lambda x, d, a, b, w, *hints: _solve_tangent(x, d[:3], a, b, w, Factor(*hints)),
+    lambda x, bar, a, b, w, *hints: _solve_bars(x, bar, a, b, w, RightFactor(*hints)),
+    lambda x, d, a, b, w, *hints: _solve_tangent(x, d[:3], a, b, w, RightFactor(*hints)),
     (2, 2, 1, *CORES, 2),
 )
 
 
-def attach_solve(a, b, w, f: Factor, value):
-    """``value`` (..., n, k), in the dtype of ``a`` or stacked float64, as the solution x; in the dtype of ``a``."""
+def attach_solve(a, b, w, f: RightFactor, value):
+    """The solution x with its derivative, in the dtype of ``a``; ``value`` is x in that dtype or stacked float64."""
     value = stack(value)
     x = _solve(a, b, *f, value) if w is None else _weighted_solve(a, b, w, *f, value)
     return unstack(x, a.dtype)
@@ -111,10 +124,8 @@ def attach_solve(a, b, w, f: Factor, value):
 
 
 def _adjoint_vjp(x, bar, a, b, *hints):
-    # w = B h, w_bar = A^H x_bar, h_bar = B w_bar:  A_bar = (x_bar - A h_bar) w^H - x h_bar^H + A (D + D^H)
-    # with T = w_bar w^H and G = w_bar h^H.
-    f, dtype = Factor(*hints), a.dtype
-    k = gram(a, None, f)
+    f, dtype = RightFactor(*hints), a.dtype
+    k = gram_handle(a, None, f)
     with on_cpu():
         w_bar, hs = cross_product(a, bar, f.r), stack(b)
         w, h_bar, m = inverse(k, hs, f) * f.r, inverse(k, w_bar, f) * f.r, None
@@ -130,10 +141,9 @@ def _adjoint_vjp(x, bar, a, b, *hints):
 
 
 def _adjoint_jvp(x, tangents, a, b, *hints):
-    # dx = dA w + A dw,  dw = B (dh - dK w + C h) + C^H w
-    f = Factor(*hints)
+    f = RightFactor(*hints)
     da, db = tangents[:2]
-    k = gram(a, None, f)
+    k = gram_handle(a, None, f)
     with on_cpu():
         hs = stack(b)
         w = inverse(k, hs, f)
@@ -142,7 +152,7 @@ def _adjoint_jvp(x, tangents, a, b, *hints):
             dk = gram_tangent(da, None, a, None, f.r)
             c = split(k, dk, f)
             parts.append(inverse(k, c @ hs - dk @ w, f) + c.mT @ w)
-        moved = product(a, sum(parts) * f.r, f.r)
+        moved = product(a, total(parts) * f.r, f.r)
         still = None if da is None else product(da, w * f.r, f.r)
         r = f.r.astype(real(a.dtype))
     with large(a.dtype):

@@ -13,31 +13,31 @@ At zero dropped values this is Golub and Pereyra's derivative; at non-zero ones 
 inverse itself. There is no pole at repeated kept values: the only one is a closing gap at the cut. With full rank N = 0
 and C = 0 hold exactly, since they come from the mask and not from I - A^+ A.
 
-K enters only as a handle that carries derivatives back to A (see ``products.gram``); its value is never read.
+K is an array of zeros that has the derivative of A^H D A (``products.gram_handle``): the value of K is never read.
 """
 
 import mlx.core as mx
 
-from .._factor.right_factor import CORES, Factor
-from .._factor.values import inverse_value, reciprocal, right_rows
+from .._factor.right_factor import CORES, RightFactor
+from .._factor.values import inverse_value, reciprocal, scaled_vectors
 from .._mlx.attach import attach, attach_like
 from .._mlx.place import large, on_cpu
 
 
-def inverse(k, x, f: Factor):
+def inverse(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
     """``B x`` for ``x`` (..., n, j)."""
     with on_cpu():
         return _inverse(k, x, *f, inverse_value(f, x))
 
 
-def inverse_matrix(k, f: Factor):
-    """``B`` (..., n, n) itself."""
+def inverse_matrix(k: mx.array, f: RightFactor) -> mx.array:
+    """``B`` (..., n, n)."""
     with on_cpu():
         eye = mx.broadcast_to(mx.eye(f.v.shape[-1], dtype=mx.float64), f.v.shape)
-        return _inverse(k, eye, *f, right_rows(f, 2) @ f.v.mT)
+        return _inverse(k, eye, *f, scaled_vectors(f, 2) @ f.v.mT)
 
 
-def split(k, x, f: Factor):
+def split(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
     """``S(x)``, the kept-by-dropped block of ``x`` (..., n, n) over the differences of the eigenvalues."""
     with on_cpu():
         if f.full:
@@ -45,7 +45,7 @@ def split(k, x, f: Factor):
         return _split(k, x, *f, f.v @ (split_weight(f) * (f.v.mT @ x @ f.v)) @ f.v.mT)
 
 
-def split_weight(f: Factor):
+def split_weight(f: RightFactor) -> mx.array:
     """1 / (l_k - l_d) for kept rows and dropped columns, zero elsewhere."""
     pair = f.kept[..., :, None] * (1 - f.kept[..., None, :]) > 0
     s, t = f.s[..., :, None], f.s[..., None, :]
@@ -54,12 +54,11 @@ def split_weight(f: Factor):
     return mx.where(pair, 1 / difference, mx.array(0.0, mx.float64))
 
 
-def pull_back(k, t, g, f: Factor, dtype):
-    """Cotangent of the Gram matrix from one of ``B``: if B_bar = ``g`` and ``t`` = B_bar B, then A_bar = A @ result.
+def pull_back(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.Dtype) -> mx.array:
+    """M with A_bar = A M, from the cotangent G = B_bar of the truncated inverse and T = G B.
 
-    M = -(B T + T^T B) + D + D^T,  D = S(B G + T^T).  ``t`` comes apart from ``g`` because A_bar B loses cond(A)^2
-    digits when A_bar is large, where the caller has the product A_bar A^+ at hand. The products are summed in
-    ``dtype``: what they lose in float32, A @ M loses too.
+    M = -(B T + T^T B) + Q + Q^T,  Q = S(B G + T^T).  ``t`` is an argument of its own because callers have more accurate
+    forms of it: G B would lose cond(A)^2 digits. The products are summed in ``dtype``: a float32 A M loses as much.
     """
     with large(dtype):
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
@@ -67,8 +66,8 @@ def pull_back(k, t, g, f: Factor, dtype):
         return _attach_pull_back(k, t, g, *f, fast.astype(mx.float64))
 
 
-def turn(k, t, g, f: Factor, dtype):
-    """The part D + D^T of :func:`pull_back` alone, which is zero at full rank."""
+def turn(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.Dtype) -> mx.array:
+    """The part Q + Q^T of :func:`pull_back`, by which the kept subspace turns; zero at full rank."""
     with large(dtype):
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype), kept=False)
     with on_cpu():
@@ -77,19 +76,19 @@ def turn(k, t, g, f: Factor, dtype):
 
 def _turn(k, t, g, *hints):
     with on_cpu():
-        f = Factor(*hints)
-        d = split(k, inverse(k, g, f) + t.mT, f)
-        return d + d.mT
+        f = RightFactor(*hints)
+        q = split(k, inverse(k, g, f) + t.mT, f)
+        return q + q.mT
 
 
 def _pull_back(k, t, g, *hints):
     with on_cpu():
-        bt = inverse(k, t, Factor(*hints))
+        bt = inverse(k, t, RightFactor(*hints))
         return _turn(k, t, g, *hints) - bt - bt.mT
 
 
-def _pull_back_in_basis(f: Factor, t, g, kept=True):
-    """The same in the basis V, with six products instead of eight and in the dtype of ``t``."""
+def _pull_back_in_basis(f: RightFactor, t, g, kept=True):
+    """M, or Q + Q^T alone unless ``kept``, in the basis V: six products instead of eight, in the dtype of ``t``."""
     with on_cpu():
         v, beta, weight = f.v.astype(t.dtype), reciprocal(f, 2)[..., :, None], split_weight(f)
         db, weight = (weight * beta).astype(t.dtype), weight.astype(t.dtype)
@@ -104,7 +103,7 @@ def _pull_back_in_basis(f: Factor, t, g, kept=True):
 def _inverse_vjp(out, bar, k, x, *hints):
     # w = B x:  x_bar = B w_bar,  K_bar = M / 2 with B_bar = w_bar x^T.
     with on_cpu():
-        f = Factor(*hints)
+        f = RightFactor(*hints)
         u = inverse(k, bar, f)
         if f.full:  # B T = u w^T
             turned = u @ out.mT
@@ -116,7 +115,7 @@ def _inverse_jvp(out, tangents, k, x, *hints):
     # dw = B (dx - dK w + C x) + C^T w
     dk, dx = tangents[:2]
     with on_cpu():
-        f = Factor(*hints)
+        f = RightFactor(*hints)
         if dk is None:
             return inverse(k, dx, f)
         c = split(k, dk, f)
@@ -128,7 +127,7 @@ def _split_vjp(out, bar, k, x, *hints):
     # Q = S(R), Y = S(Q_bar):  R_bar = Y,
     # K_bar = Q^T Y - Y Q^T + S(Y R^T - R^T Y + Q Q_bar^T - Q_bar^T Q)
     with on_cpu():
-        f = Factor(*hints)
+        f = RightFactor(*hints)
         y = split(k, bar, f)
         c = y @ x.mT - x.mT @ y + out @ bar.mT - bar.mT @ out
         return out.mT @ y - y @ out.mT + split(k, c, f), y
@@ -138,7 +137,7 @@ def _split_jvp(out, tangents, k, x, *hints):
     # dQ = S(dR + Q dK - dK Q + C R - R C) + C^T Q - Q C^T, with C for dPi = C + C^T in S, which sees no more of it
     dk, dx = tangents[:2]
     with on_cpu():
-        f = Factor(*hints)
+        f = RightFactor(*hints)
         if dk is None:
             return split(k, dx, f)
         c = split(k, dk, f)
@@ -155,22 +154,22 @@ _attach_turn = attach_like(_turn, 3, (2, 2, 2, *CORES, 2))
 # --- Eigenvalues and eigenvectors -----------------------------------------------------------------
 
 
-def eigenvalues(k, f: Factor, twins: bool):
-    """``l = s^2`` (..., n), differentiable; NaN at repeated values from second order on, where they have a pole.
+def eigenvalues(k: mx.array, f: RightFactor, twins: bool) -> mx.array:
+    """The eigenvalues ``l = s^2`` (..., n). Second derivatives of repeated ones, which have a pole, are NaN.
 
     Args:
         k: The handle of the Gram matrix.
         f: Its factor.
-        twins: Whether f is the embedding of a complex matrix, with every vector twice.
+        twins: Whether f is that of an embedded complex matrix, with every vector twice.
     """
     return _EIGEN[twins][0](k, *f, f.s * f.s)
 
 
-def _eigenvectors(k, f: Factor, twins: bool):
+def _eigenvectors(k, f: RightFactor, twins: bool):
     return _EIGEN[twins][1](k, *f, f.v)
 
 
-def _mixing(k, f: Factor, twins: bool):
+def _mixing(k, f: RightFactor, twins: bool):
     """1 / (l_j - l_i); 0 on the diagonal and between twins, which mix freely; NaN at repeated values."""
     values = eigenvalues(k, f, twins)
     n = f.s.shape[-1]
@@ -178,7 +177,7 @@ def _mixing(k, f: Factor, twins: bool):
     index = mx.arange(n) // (2 if twins else 1)
     same = index[:, None] == index[None, :]
     close = mx.abs(difference) <= n * 2.0**-50 * f.s[..., :1, None] ** 2
-    # What is numerically zero has gradient 0 by convention, so that its mixing reaches nothing.
+    # Values that are numerically zero have gradient 0 by convention: how their vectors mix has no effect.
     zero = f.s <= n * 2.0**-26 * f.s[..., :1]
     same = same | (zero[..., :, None] & zero[..., None, :])
     turn = 1 / mx.where(same | close, mx.array(float("nan"), mx.float64), difference)
@@ -189,21 +188,21 @@ def _eigen(twins):
     # dl = diag(V^T dK V),  dV = V (F o (V^T dK V)),  F_ij = 1 / (l_j - l_i)
     def values_vjp(out, bar, k, *hints):
         with on_cpu():
-            v = _eigenvectors(k, Factor(*hints), twins)
+            v = _eigenvectors(k, RightFactor(*hints), twins)
             return ((v * bar[..., None, :]) @ v.mT,)
 
     def values_jvp(out, tangents, k, *hints):
         with on_cpu():
-            v = _eigenvectors(k, Factor(*hints), twins)
+            v = _eigenvectors(k, RightFactor(*hints), twins)
             return mx.sum(v * (tangents[0] @ v), axis=-2)
 
     def vectors_vjp(v, bar, k, *hints):
         with on_cpu():
-            return (v @ (_mixing(k, Factor(*hints), twins) * (v.mT @ bar)) @ v.mT,)
+            return (v @ (_mixing(k, RightFactor(*hints), twins) * (v.mT @ bar)) @ v.mT,)
 
     def vectors_jvp(v, tangents, k, *hints):
         with on_cpu():
-            return v @ (_mixing(k, Factor(*hints), twins) * (v.mT @ tangents[0] @ v))
+            return v @ (_mixing(k, RightFactor(*hints), twins) * (v.mT @ tangents[0] @ v))
 
     return attach(values_vjp, values_jvp, (2, *CORES, 1)), attach(vectors_vjp, vectors_jvp, (2, *CORES, 2))
 

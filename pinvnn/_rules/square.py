@@ -1,9 +1,9 @@
-"""Derivative rules of a square matrix whose inverse is at hand: P = A^-1 and x = P b, of every order.
+"""Derivative rules of square matrices that are inverted: P = A^-1 and x = P b.
 
     dP = -P dA P                A_bar = -P^H P_bar P^H
     dx = P (db - dA x)          b_bar = P^H x_bar,   A_bar = -b_bar x^H
 
-The inverse is a constant for x, whose rule calls itself with A^H and P^H.
+P is a constant of the rule for x, which calls itself with A^H and P^H.
 """
 
 import mlx.core as mx
@@ -11,16 +11,17 @@ import mlx.core as mx
 from .._mlx.attach import attach
 from .._mlx.complex import h
 from .._mlx.place import large, on_cpu
+from .._mlx.shapes import total
 
 
-def attach_inverse(a, value):
-    """``value`` as the inverse of ``a`` (..., n, n), in the dtype of ``a``."""
+def attach_inverse(a: mx.array, value: mx.array) -> mx.array:
+    """``a^-1`` (..., n, n) with its derivative, in the dtype of ``a``; ``value`` is what it is."""
     with on_cpu():
         return _inverse(a, value.astype(a.dtype))
 
 
-def attach_square_solve(a, b, inverse, value):
-    """``value`` (..., n, k) as ``a^-1 b``, in the dtype of ``a``; ``inverse`` is a float64 constant."""
+def attach_square_solve(a: mx.array, b: mx.array, inverse: mx.array, value: mx.array) -> mx.array:
+    """``a^-1 b`` (..., n, k) with its derivative, in the dtype of ``a``; ``inverse`` is a float64 constant."""
     with on_cpu():
         return _solve(a, b, inverse, value.astype(a.dtype))
 
@@ -51,7 +52,7 @@ def _solve_jvp(x, tangents, a, b, inverse):
     da, db = tangents[:2]
     with large(a.dtype):
         parts = ([] if db is None else [db]) + ([] if da is None else [-(da @ x)])
-    return _apply(a, sum(parts[1:], parts[0]), inverse)
+    return _apply(a, total(parts), inverse)
 
 
 _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import mlx.core as mx
 
-from .._factor import Factor, factor, inverse_of_ridge, solution, solve_value
-from .._mlx import BLOCK, astype, dtypes, large, on_cpu, same_batch
+from .._factor import RightFactor, inverse_of_ridge, right_factor, solution, solve_value
+from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, same_batch
 from .._rules import (
     Kind,
     attach_residual,
@@ -49,7 +49,7 @@ class FactoredProblem:
             self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
             state = kind, p.a, p.b, w, l2, f, self._x[..., :k]
             self._problem: ReadoutProblem = p
-            self._state: tuple[Kind, mx.array, mx.array, mx.array, mx.array, Factor, mx.array] = state
+            self._state: tuple[Kind, mx.array, mx.array, mx.array, mx.array, RightFactor, mx.array] = state
 
     @cached_property
     def solution(self):
@@ -87,20 +87,20 @@ class FactoredProblem:
         return attach_residuals_and_leverages(*self._state, self._inverse_root, u, value)
 
 
-def _minimum_norm(p: ReadoutProblem, b: mx.array) -> tuple[Kind, Factor, mx.array]:
+def _minimum_norm(p: ReadoutProblem, b: mx.array) -> tuple[Kind, RightFactor, mx.array]:
     """The kind of R, its factor, and the solution for ``b`` in float64."""
-    f, left = factor(p.a, p.w, entries=p.entry_dtype)
+    f, left = right_factor(p.a, p.w, entries=p.entry_dtype)
     return "truncated", f, solve_value(p.a, b, p.w, f, left)
 
 
-def _penalized(p: ReadoutProblem, b: mx.array, l2: mx.array) -> tuple[Kind, Factor, mx.array]:
+def _penalized(p: ReadoutProblem, b: mx.array, l2: mx.array) -> tuple[Kind, RightFactor, mx.array]:
     """The same with a penalty."""
     route = "feature" if l2.shape[-2] > 1 or p.entry_dtype != mx.float64 else "shared"
     constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b)
     x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
     if constants.route == "feature":  # The factor, which has an axis for targets, is of K + L.
         with on_cpu():
-            f = Factor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
+            f = RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
     return "feature" if constants.route == "feature" else "shared", f, x
 
 
@@ -128,8 +128,8 @@ def _rows(p: ReadoutProblem, inverse_root, kept, x):
 
 def _blocks(p: ReadoutProblem):
     """Rows of A and b in float64, a block after the other."""
-    for i in range(0, p.a.shape[-2], BLOCK):
-        a, b = (v[..., i : i + BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
+    for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
+        a, b = (v[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
         yield a, b
 
 

@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
-from .._factor import Inverse, default_rtol, factor
+from .._factor import RidgeInverse, default_rtol, right_factor
 from .._mlx import astype, dtypes, on_cpu
-from .._rules import gram, gram_normal, inverse
+from .._rules import gram_handle, gram_normal, inverse
 from ._fit import FactoredProblem
 from ._problem import ReadoutProblem
 
@@ -92,11 +92,11 @@ def _dual(p: ReadoutProblem):
 def _dual_inverse(p: ReadoutProblem):
     """The factor of A^T, and C with its derivatives."""
     flat, eye = p.a.mT, mx.eye(p.a.shape[-2], dtype=mx.float64)
-    f, _ = factor(flat, entries=p.entry_dtype)
-    k = gram(flat, None, f)
+    f, _ = right_factor(flat, entries=p.entry_dtype)
+    k = gram_handle(flat, None, f)
     if p.l2 is None:
         return f, inverse(k, eye, f) * f.r * f.r
-    return f, gram_normal(k / f.r / f.r, p.l2, eye, Inverse(f, "shared"))
+    return f, gram_normal(k / f.r / f.r, p.l2, eye, RidgeInverse(f, "shared"))
 
 
 def _dual_minimum_norm(p: ReadoutProblem, f, c):
