@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu, size
 from .._types import ArrayLike, Penalty
-from ._calibration import calibrate
+from ._calibration import calibrated
 from ._readout import LeastSquaresReadout, all_true
 
 
@@ -18,10 +18,16 @@ class RidgeClassifier(LeastSquaresReadout):
     .. math::
         \mathrm{logits}(x) = s\,(W x + c) + b
 
-    :meth:`fit` sets :math:`s` (``scale``) and :math:`b` (``shift``, one per class) to the minimizer of the
-    cross-entropy of the leave-one-out predictions: probabilities are calibrated on rows that the fit has not seen, and
-    no validation split is needed. Both are trainable parameters, as in R2-D2; ``weight`` and ``bias`` are not. All
-    methods are those of :class:`LeastSquaresReadout`, with labels for ``y``.
+    :meth:`fit` calibrates the probabilities on rows that the fit has not seen, without a validation split: it minimizes
+    the cross-entropy of the leave-one-out predictions over :math:`s > 0` (``scale``), which changes no label. The label
+    is then the argmax of the scores :math:`W x + c`, as with scikit-learn's ``RidgeClassifier``. Shifts :math:`b`
+    (``shift``, one per class) do change labels; they differ from 0 only where the rows show beyond three standard
+    errors that this lowers the cross-entropy, and where a single row hardly moves a logit: with some hundred rows or
+    more. Where nothing can be learned, as from one row a class, the scale is 1.
+
+    Both are trainable parameters, as in R2-D2; ``weight`` and ``bias`` are not. All methods are those of
+    :class:`LeastSquaresReadout`, with labels for ``y``. Leave-one-out figures are those of refits without the row, with
+    the stored scale and shift. Scores, logits, probabilities and losses of float16 and bfloat16 rows are float32.
 
     For N-way K-shot episodes, ``adapt(x, labels, x_query)`` gives logits in one differentiable step. Several episodes
     are batch dimensions, or :func:`mlx.core.vmap`. :meth:`loo_loss` is the cross-entropy of the leave-one-out logits.
@@ -73,6 +79,7 @@ class RidgeClassifier(LeastSquaresReadout):
         learn_l2: bool = False,
         class_weights: ArrayLike | Literal["balanced"] | None = None,
     ):
+        num_classes = size(type(self).__name__, "num_classes", num_classes, 1)
         super().__init__(input_dims, num_classes, l2, bias, learn_l2)
         self.scale = mx.array(1.0)
         self.shift = mx.zeros((num_classes,))
@@ -95,20 +102,29 @@ class RidgeClassifier(LeastSquaresReadout):
         shown = kind if kind is None or isinstance(kind, str) else kind.shape
         return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
 
-    def _rows(self, method, x, y, weights):
-        """Rows for the base class: targets of +-1 for labels, and weights multiplied by those of the classes."""
-        name = f"{type(self).__name__}.{method}"
+    def _labels(self, name: str, y: ArrayLike, rows: int) -> mx.array:
+        """Labels ``(..., m)`` as an array of integers."""
         labels = checks.array(name, "labels", y, 1)
         if mx.issubdtype(labels.dtype, mx.inexact):
             checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
-        x = checks.array(name, "x", x, 2)
-        dtype = dtypes.result(x)
+        if labels.ndim > 1 and labels.shape[-2] == rows != labels.shape[-1]:
+            rule, got = "labels must be one integer for each row, shape (..., m)", f"shape {labels.shape}"
+            remedy = "Pass labels[..., 0]." if labels.shape[-1] == 1 else "Pass the argmax of one-hot labels."
+            checks.fail(name, rule, got, remedy)
+        return labels
+
+    def _rows(self, method, x, y, weights):
+        """Rows for the base class: targets of +-1 for labels, and weights multiplied by those of the classes."""
+        name = f"{type(self).__name__}.{method}"
+        x = _at_least_float32(checks.array(name, "x", x, 2))
+        labels = self._labels(name, y, x.shape[-2])
+        dtype = dtypes.working(x)
         hot = labels[..., None] == mx.arange(self._dims[1])
         with large(dtype):
             known = mx.where(mx.any(hot, axis=-1, keepdims=True), mx.array(1, dtype), mx.array(float("nan"), dtype))
             targets = mx.where(hot, known, -known)
         x, targets, weights, _ = super()._rows(method, x, targets, weights)
-        return x, targets, self._weighed(hot, weights, dtypes.working(x)), False
+        return x, targets, self._weighed(hot, weights, dtype), False
 
     def _weighed(self, hot: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
         """``weights`` (..., m) times the class weights of the rows, whose one-hot labels are ``hot`` (..., m, c)."""
@@ -123,6 +139,7 @@ class RidgeClassifier(LeastSquaresReadout):
                 seen = counts > 0
                 of_class = mx.sum(counts, axis=-1, keepdims=True) / mx.where(seen, counts * hot.shape[-1], 1)
             of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
+            of_row = mx.where(mx.any(hot > 0, axis=-1), of_row, 1)  # no class: its target of NaN must show, not vanish
             return of_row if weights is None else of_row * weights
 
     def _logits(self, scores: mx.array) -> mx.array:
@@ -132,7 +149,8 @@ class RidgeClassifier(LeastSquaresReadout):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights."""
-        return self._logits(super().__call__(x))
+        x = checks.array(type(self).__name__, "x", x, 1)
+        return self._logits(super().__call__(_at_least_float32(x)))
 
     def predict_proba(self, x: mx.array) -> mx.array:
         """Probabilities of the classes ``(..., c)`` for ``x`` ``(..., n)``."""
@@ -160,21 +178,18 @@ class RidgeClassifier(LeastSquaresReadout):
         Raises:
             ValueError: As :meth:`LeastSquaresReadout.fit`, or if a label is not one of the classes.
         """
-        labels = np.array(checks.array(f"{type(self).__name__}.fit", "labels", y, 1))
-        classes = self._dims[1]
-        if labels.size and not (0 <= labels.min() and labels.max() < classes):
-            got = f"{labels.min()} to {labels.max()}"
+        _, _, row_weights, _ = self._rows("fit", x, y, weights)
+        labels, classes = np.array(y), self._dims[1]
+        row_weights = np.ones(labels.shape) if row_weights is None else _in_numpy(row_weights)
+        taken = labels[row_weights != 0]
+        if taken.size and not (0 <= taken.min() and taken.max() < classes):
+            got = f"{taken.min()} to {taken.max()}"
             self._fail(f"labels must be from 0 to {classes - 1}", got, "Change num_classes or the labels.", "fit")
         super().fit(x, y, weights)
-        scores = super().loo_predictions(x, y, weights)
-        row_weights = self._rows("fit", x, y, weights)[2]
-        with on_cpu():
-            scores = np.array(astype(scores, mx.float64))
-            row_weights = np.ones(len(labels)) if row_weights is None else np.array(astype(row_weights, mx.float64))
+        scores = _in_numpy(super().loo_predictions(x, y, weights))
         usable = np.isfinite(scores).all(axis=1) & (row_weights > 0)
-        if usable.any():
-            scale, shift = calibrate(scores[usable], labels[usable], row_weights[usable])
-            self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)
+        scale, shift = calibrated(scores[usable], labels[usable], row_weights[usable])
+        self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)
         return self
 
     def adapt(self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
@@ -204,11 +219,13 @@ class RidgeClassifier(LeastSquaresReadout):
         logits = self.loo_predictions(x, y, weights, removed)
         _, targets, weights, _ = self._rows("loo_loss", x, y, weights)
         with large(logits.dtype):
+            if weights is not None:
+                weights = weights.astype(logits.dtype)
+                logits = mx.where(weights[..., None] == 0, 0, logits)  # such a row takes no part, even if it holds NaN
             right = mx.sum(mx.where(targets > 0, logits, 0), axis=-1)
             loss = mx.logsumexp(logits, axis=-1) - right
             if weights is None:
                 return mx.mean(loss, axis=-1)
-            weights = weights.astype(logits.dtype)
             return mx.sum(weights * loss, axis=-1) / mx.sum(weights, axis=-1)
 
     def to_linear(self) -> nn.Linear:
@@ -217,3 +234,13 @@ class RidgeClassifier(LeastSquaresReadout):
         linear.weight = self.scale * linear.weight
         linear.bias = self.scale * linear.bias + self.shift if "bias" in linear else self.shift
         return linear
+
+
+def _at_least_float32(x: mx.array) -> mx.array:
+    """``x``, in float32 if it is half precision or integers."""
+    return astype(x, dtypes.working(x))
+
+
+def _in_numpy(x: mx.array) -> np.ndarray:
+    with on_cpu():
+        return np.array(astype(x, mx.float64))

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._factor import penalty_matrix
-from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu, size
 from .._types import ArrayLike, Penalty
 from ._leave_one_out import errors, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
@@ -90,9 +90,8 @@ class LeastSquaresReadout(nn.Module):
         self, input_dims: int, output_dims: int, l2: Penalty = 0.0, bias: bool = True, learn_l2: bool = False
     ) -> None:
         super().__init__()
-        for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
-            if not isinstance(dims, int) or dims < 1:
-                self._fail(f"{label} must be a positive integer", f"{dims!r}", "Pass a size.")
+        input_dims = size(type(self).__name__, "input_dims", input_dims, 1)
+        output_dims = size(type(self).__name__, "output_dims", output_dims, 1)
         l2 = checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
         if isinstance(l2, mx.array) and l2.ndim > 2:
             self._fail("l2 must have at most 2 dimensions", f"shape {l2.shape}", "Use one readout for each penalty.")

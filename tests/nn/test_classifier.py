@@ -11,7 +11,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import RidgeClassifier as Rival
 
 from pinvnn.nn import RidgeClassifier
-from pinvnn.nn._calibration import calibrate
+from pinvnn.nn._calibration import calibrate, calibrated
 from pinvnn.testing import gradcheck
 
 N, C = 4, 3
@@ -64,6 +64,127 @@ def test_the_calibration_is_the_minimum(separable):
     best = scipy.optimize.minimize(loss, np.ones(C + 1), method="BFGS", options={"gtol": 1e-8})
     assert loss([scale, *shift]) <= best.fun * (1 + 1e-9)
     assert scale == pytest.approx(best.x[0], rel=1e-4) and abs(shift.sum()) < 1e-9
+
+
+def episode(way, shot, dims, seed, noise=0.5, extra=0):
+    """Support, labels, query and its labels; ``extra`` more rows of class 0."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(way, dims))
+    labels, asked = np.append(np.repeat(np.arange(way), shot), np.zeros(extra, int)), np.repeat(np.arange(way), 10)
+    x, query = (means[c] + noise * rng.normal(size=(len(c), dims)) for c in (labels, asked))
+    return x, labels, query, asked
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("l2", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize(("way", "shot", "extra"), [(2, 1, 0), (5, 1, 0), (20, 1, 0), (5, 2, 0), (3, 1, 30), (1, 3, 0)])
+def test_few_shot_labels_are_those_of_the_scores(way, shot, extra, l2, dtype):
+    x, labels, query, asked = episode(way, shot, 64, seed=way + shot, extra=extra)
+    x, query = (np.array(mx.array(v, mx.float16).astype(mx.float32)) for v in (x, query))
+    with mx.stream(mx.cpu):
+        model = RidgeClassifier(64, way, l2=l2).fit(mx.array(x, dtype), mx.array(labels))
+        got = np.array(model.predict(mx.array(query, dtype)))
+    assert model.scale.item() > 0 and not mx.any(model.shift != 0).item()
+    if way > 1:
+        expected = Rival(alpha=l2).fit(x, labels).decision_function(query)
+        expected = (expected > 0).astype(int) if way == 2 else expected.argmax(axis=1)
+        assert np.mean(got == expected) >= 0.99  # a tie but for rounding aside
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("class_weights", [None, [1.0, 4.0, 2.0]], ids=str)
+@pytest.mark.parametrize("l2", [1e-6, 1.0, 1e2, 1e4, 1e6])
+def test_leave_one_out_accuracy_is_that_of_refits_which_are_calibrated_too(l2, class_weights, noise):
+    x, labels, _, _ = episode(3, 8, 5, seed=3, noise=1.0, extra=4)
+    labels = np.random.default_rng(0).permutation(labels) if noise else labels
+    rows, targets = mx.array(x, mx.float32), mx.array(labels)
+    model = RidgeClassifier(5, 3, l2=l2, class_weights=class_weights).fit(rows, targets)
+    claimed = np.array(mx.argmax(model.loo_predictions(rows, targets), axis=-1))
+    honest = []
+    for i in range(len(labels)):
+        kept = mx.array(np.delete(np.arange(len(labels)), i))
+        refit = RidgeClassifier(5, 3, l2=l2, class_weights=class_weights).fit(rows[kept], targets[kept])
+        honest.append(refit.predict(rows[i]).item())
+    assert np.sum(claimed != np.array(honest)) <= 1
+
+
+def test_the_penalty_that_leave_one_out_selects_is_a_good_one():
+    # With a negative scale the largest penalty had a leave-one-out accuracy of 1 and was selected.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2080, 6))
+    labels = (x[:, 0] + 0.8 * rng.normal(size=2080) > 0).astype(int)
+    labels[:16] = 1 - labels[:16]
+    rows, targets = mx.array(x[:80], mx.float32), mx.array(labels[:80])
+    losses, right = [], []
+    for l2 in (1.0, 50.0, 1e3, 1e5):
+        model = RidgeClassifier(6, 2, l2=l2).fit(rows, targets)
+        losses.append(model.loo_loss(rows, targets).item())
+        right.append(np.mean(np.array(model.predict(mx.array(x[80:], mx.float32))) == labels[80:]))
+    assert right[int(np.argmin(losses))] > max(right) - 0.02
+    assert losses[-1] > 0.95 * np.log(2)  # nothing is left to learn from, and the loss says so
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [
+        ([[-1.0, 0.0], [0.0, -1.0]], [0, 1]),  # against the row's own class
+        ([[0.0, 0.0], [0.0, 0.0]], [0, 1]),
+        ([[0.3], [0.1]], [0, 0]),
+        (np.zeros((0, 3)), []),
+    ],
+)
+def test_a_calibration_that_cannot_be_learned_leaves_the_scores(scores, labels):
+    scores, labels = np.array(scores), np.array(labels, int)
+    scale, shift = calibrated(scores, labels, np.ones(len(labels)))
+    assert scale == 1 and not shift.any()
+
+
+def test_shifts_are_learned_where_the_rows_show_that_they_are_needed():
+    # The middle one of three classes in a row has the largest score nowhere ("masking"): only a shift can find it.
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 100)
+    x = labels[:, None] + 0.15 * rng.normal(size=(300, 1))
+    rows, targets = mx.array(x, mx.float32), mx.array(labels)
+    model = RidgeClassifier(1, 3).fit(rows, targets)
+    scores = np.array(rows @ model.weight.T + model.bias)
+    assert np.mean(scores.argmax(axis=1) == labels) < 0.8
+    assert np.mean(np.array(model.predict(rows)) == labels) > 0.95
+    expected = calibrate(scores, labels, np.ones(300))
+    assert model.scale.item() == pytest.approx(expected[0], rel=0.05)
+    # The same rows with labels of noise: no shift.
+    model.fit(rows, mx.array(rng.permutation(labels)))
+    assert not mx.any(model.shift != 0).item() and model.scale.item() > 0
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_probabilities_do_not_depend_on_the_unit_of_the_features(unit):
+    x, labels, query, _ = episode(3, 10, 5, seed=0, noise=1.0)
+    with mx.stream(mx.cpu):
+        x, query = mx.array(x, mx.float64), mx.array(query, mx.float64)
+        expected = RidgeClassifier(5, 3, l2=2.0).fit(x, mx.array(labels)).predict_proba(query)
+        got = RidgeClassifier(5, 3, l2=2.0 * unit**2).fit(unit * x, mx.array(labels)).predict_proba(unit * query)
+    np.testing.assert_allclose(np.array(got), np.array(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_half_precision_rows_give_float32_logits_and_losses(dtype):
+    x, labels, query, _ = episode(3, 10, 5, seed=0, noise=1.0)
+    x, query = (mx.array(v, mx.float32).astype(dtype) for v in (x, query))
+    labels = mx.array(labels)
+    model = RidgeClassifier(5, 3, l2=0.1).fit(x, labels)
+    wide = RidgeClassifier(5, 3, l2=0.1).fit(x.astype(mx.float32), labels)
+    for name, arguments in [
+        ("__call__", (query,)),
+        ("predict_proba", (query,)),
+        ("adapt", (x, labels, query)),
+        ("loo_predictions", (x, labels)),
+        ("loo_loss", (x, labels)),
+        ("projected_loss", (x, labels)),
+    ]:
+        got = getattr(model, name)(*arguments)
+        exact = [a.astype(mx.float32) if a.dtype == dtype else a for a in arguments]
+        assert got.dtype == mx.float32, name
+        np.testing.assert_allclose(np.array(got), np.array(getattr(wide, name)(*exact)), rtol=1e-5, err_msg=name)
 
 
 def test_leave_one_out_logits_and_their_loss(iris):
@@ -147,13 +268,22 @@ def test_files_linear_and_repr(iris, tmp_path):
 
 def test_labels_that_are_no_class_give_nan(iris):
     x, labels = iris[0][:10], mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 3])
-    assert np.isnan(np.array(RidgeClassifier(N, C).adapt(x, labels, x))).all()
+    for class_weights in (None, "balanced", [1.0, 2.0, 3.0]):
+        assert np.isnan(np.array(RidgeClassifier(N, C, class_weights=class_weights).adapt(x, labels, x))).all()
+
+
+def test_sizes_may_be_integers_of_numpy(iris):
+    assert RidgeClassifier(np.int64(N), np.array(iris[1]).max() + 1).weight.shape == (C, N)
 
 
 X, LABELS = mx.zeros((5, N)), mx.zeros((5,), mx.int32)
 ERRORS = {
     "floats": (lambda: RidgeClassifier(N, C).adapt(X, X[:, 0], X), TypeError, r"adapt\] labels must be integers, but"),
     "range": (lambda: RidgeClassifier(N, C).fit(X, LABELS + 3), ValueError, "labels must be from 0 to 2, but got 3"),
+    "column": (lambda: RidgeClassifier(N, C).fit(X, LABELS[:, None]), ValueError, r"for each row.*got shape \(5, 1\)"),
+    "one hot": (lambda: RidgeClassifier(N, C).solve(X, mx.zeros((5, C), mx.int32)), ValueError, "argmax of one-hot"),
+    "classes": (lambda: RidgeClassifier(N, 0), ValueError, "num_classes must be a positive integer, but got 0"),
+    "half a class": (lambda: RidgeClassifier(N, 2.5), ValueError, "num_classes must be a positive integer, but got 2"),
     "rows": (lambda: RidgeClassifier(N, C).solve(X, LABELS[:4]), ValueError, "same number of rows"),
     "class": (lambda: RidgeClassifier(N, C, class_weights=[1.0]), ValueError, r"must have the shape \(3,\), but got"),
     "negative": (lambda: RidgeClassifier(N, C, class_weights=[1.0, -1, 1]), ValueError, "must be non-negative"),
