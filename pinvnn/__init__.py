@@ -7,13 +7,14 @@ from ._backend import require_backend
 
 require_backend()  # Before anything imports MLX: a missing backend is then explained.
 
+from ._causal import causal_ridge, causal_ridge_step
 from ._diagnose import diagnose, matrix_rank
 from ._lstsq import lstsq
 from ._penrose import penrose_residuals
 from ._pinv import pinv
 from ._ridge import ridge
 from ._subspaces import null_space, orth
-from ._types import Diagnosis, LstsqResult
+from ._types import CausalState, Diagnosis, LstsqResult
 from ._version import version
 
 if TYPE_CHECKING:  # At run time a subpackage is imported at its first use: see __getattr__.
@@ -26,8 +27,11 @@ if TYPE_CHECKING:  # At run time a subpackage is imported at its first use: see 
     __version__: str
 
 __all__ = [
+    "CausalState",
     "Diagnosis",
     "LstsqResult",
+    "causal_ridge",
+    "causal_ridge_step",
     "diagnose",
     "lstsq",
     "matrix_rank",

@@ -55,3 +55,15 @@ class Diagnosis(NamedTuple):
     gap: mx.array
     s_max: mx.array
     finite: mx.array
+
+
+class CausalState(NamedTuple):
+    """What :func:`pinvnn.causal_ridge_step` keeps of the positions so far: float64, whatever their dtype.
+
+    Attributes:
+        kk: Sum of k k^T, each with the weight that it has left, ``(..., n, n)``.
+        kv: Sum of k v^T, likewise, ``(..., n, p)``.
+    """
+
+    kk: mx.array
+    kv: mx.array
