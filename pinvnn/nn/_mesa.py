@@ -24,8 +24,8 @@ class MesaLayer(nn.Module):
 
     Linear attention is the same with the sum :math:`\sum v_i k_i^T` in place of the fit. Keys and queries are
     normalised to length 1, so that ``l2`` means the same for every input; the decay is a gate
-    :math:`\gamma_t = \sigma(w x_t + c)` for each head. The heads' outputs are concatenated and projected. The derivative
-    is that of the exact solution, in float64 (:func:`pinvnn.causal_ridge`): no iteration can fail in half precision.
+    :math:`\gamma_t = \sigma(w x_t + c)` for each head. The heads' outputs are concatenated and projected. Solution and
+    derivative are exact and computed in float64 (:func:`pinvnn.causal_ridge`): no iteration can fail in half precision.
 
     Cost beside softmax attention, for T positions and h heads of n = dims / h features:
 
