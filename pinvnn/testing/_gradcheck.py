@@ -55,8 +55,8 @@ def gradcheck(
         float: The largest relative error that was found.
 
     Raises:
-        AssertionError: A derivative is wrong (the message names the worst entry), or ``fn`` is not smooth or not exact
-            enough for a verdict.
+        AssertionError: A derivative is wrong (the message names the worst entry), or cannot be judged, because ``fn``
+            has a kink or a jump at the inputs or too much noise.
         TypeError: An input or output is of lower precision than float64.
         ValueError: ``modes`` or ``order`` is not one of those above.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._differences import Differences, Slope
 from ._lifts import jvp_of, vjp_of
+from ._linearity import SPLITS, additive, additive_beside, refuted, splits
 from ._trees import Flat, FlatFunction, inexact, random_like, to_numpy
 from ._verdict import Group, Tolerance
 
@@ -78,6 +79,12 @@ def sizes_of(x: np.ndarray) -> np.ndarray:
     return np.where(small, 2.0 ** np.round(np.log2(own, where=small, out=np.zeros_like(own))), size)
 
 
+def random_direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random direction in which each entry moves by about its own size when the largest moves by its size."""
+    units = (1.0, 1j)[: 1 + np.iscomplexobj(x)]
+    return sum(unit * rng.normal(size=x.shape) for unit in units) * sizes_of(x) / size_of(x)
+
+
 def each_and_all(count: int) -> list[list[int]]:
     """[[0], [1], ..., [0, 1, ...]]: each part alone and all together, for a rule may be wrong in one of them only."""
     return [*([i] for i in range(count)), *([list(range(count))] if count > 1 else [])]
@@ -90,7 +97,8 @@ def only(parts: list[mx.array], chosen: list[int]) -> list[mx.array]:
 
 def inner(x: np.ndarray, y: np.ndarray) -> float:
     """Re sum(conj(x) y), the inner product of the real and imaginary parts."""
-    return float(np.real(np.sum(np.conj(x) * y)))
+    with np.errstate(invalid="ignore"):
+        return float(np.real(np.sum(np.conj(x) * y)))
 
 
 def _moves(x: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, list[float]]]:
@@ -124,20 +132,34 @@ def vjp_groups(
     sums = np.array([sum(terms[j] for j in some) for some in chosen])
     differences = Differences(eps)
 
-    def line(ts: Sequence[float], i: int, direction: np.ndarray) -> np.ndarray:
-        rows = problem.along(ts, {i: direction})
+    def combined(rows: list[list[np.ndarray]]) -> np.ndarray:
         parts = np.array([[inner(w, out) for w, out in zip(weights, row, strict=True)] for row in rows])
         return np.stack([parts[:, some].sum(1) for some in chosen], axis=1)
+
+    def line(ts: Sequence[float], i: int, direction: np.ndarray) -> np.ndarray:
+        return combined(problem.along(ts, {i: direction}))
+
+    origin = combined([[to_numpy(out) for out in outputs]])[0]
 
     for place, i in enumerate(problem.inputs()):
         x, g = to_numpy(problem.args[i]), [to_numpy(parts[place]) for parts in gradients]
         floors = tolerance.floor(sums / size_of(x))
         enough = tolerance.enough(np.array([np.max(np.abs(part), initial=0.0) for part in g]), floors)
+        search = partial(differences.slope, origin=origin, enough=enough)
         labels, expected, slopes = [], [], []
-        for label, direction, sizes in _moves(x, rng):
+        moves = list(_moves(x, rng))
+        for label, direction, sizes in moves:
             labels.append(label)
-            expected.append(np.array([inner(part, direction) for part in g]))
-            slopes.append(differences.slope(partial(line, i=i, direction=direction), sizes, expected[-1], enough))
+            moved = direction != 0  # elsewhere an infinite gradient times zero would be NaN
+            expected.append(np.array([inner(part[moved], direction[moved]) for part in g]))
+            slopes.append(search(partial(line, i=i, direction=direction), sizes=sizes, expected=expected[-1]))
+        off = [j for j in range(len(moves)) if refuted(slopes[j], expected[j], enough)]
+        for v in [random_direction(x, rng) for _ in range(SPLITS)] if off else []:
+            beside = search(partial(line, i=i, direction=v), sizes=[size_of(x)], expected=np.inf * enough)
+            for j in off:
+                scale = moves[j][2][-1] / size_of(x)
+                both = partial(search, partial(line, i=i, direction=scale * moves[j][1] + v), sizes=[size_of(x)])
+                slopes[j] = additive_beside(slopes[j], scale, beside, both)
         if labels:
             for c, some in enumerate(chosen):
                 slope = Slope(*(np.array([part[c] for part in parts]) for parts in zip(*slopes, strict=True)))
@@ -161,14 +183,18 @@ def jvp_groups(
     def line(ts: Sequence[float], directions: dict[int, np.ndarray]) -> np.ndarray:
         return np.array([np.concatenate([out.ravel() for out in row]) for row in problem.along(ts, directions)])
 
+    origin = np.concatenate([out.ravel() for out in outputs])
     for some in each_and_all(len(inputs)):
         expected = [to_numpy(out).ravel() for out in jvp(*problem.args, *only(tangents, some))]
         largest = [np.max(np.abs(part), initial=0.0) for part in expected]
         enough = [np.full(e.size, tolerance.enough(x, f)) for e, x, f in zip(expected, largest, floors, strict=True)]
         directions = {inputs[j]: to_numpy(tangents[j]) for j in some}
-        slope = differences.slope(
-            partial(line, directions=directions), [1.0], np.concatenate(expected), np.concatenate(enough)
-        )
+        search = partial(differences.slope, origin=origin, sizes=[1.0], enough=np.concatenate(enough))
+        slope = search(partial(line, directions=directions), expected=np.concatenate(expected))
+        if refuted(slope, np.concatenate(expected), np.concatenate(enough)):
+            for halves in splits(directions, rng):
+                parts = [search(partial(line, directions=half), expected=slope.value) for half in halves]
+                slope = additive(slope, parts)
         parts = zip(*(np.split(part, cuts) for part in slope), strict=True)
         along = "along " + listed([problem.names[i] for i in inputs], some)
         for name, out, part, one, floor in zip(problem.output_names, outputs, expected, parts, floors, strict=True):

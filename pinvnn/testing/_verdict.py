@@ -85,7 +85,7 @@ class _Finding(NamedTuple):
 
 
 def _examine(group: Group, tolerance: Tolerance) -> _Finding:
-    numeric, error, _ = group.slope
+    numeric, error, _, kink = group.slope
     sizes = np.abs(np.concatenate([group.analytic, numeric]))
     scale = float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
     allowed = tolerance.allowed(scale, error, group.floor)
@@ -93,10 +93,16 @@ def _examine(group: Group, tolerance: Tolerance) -> _Finding:
     off[~np.isfinite(off)] = np.inf
     # Where both are zero there is nothing to divide by, and nothing off.
     excess = np.divide(off, allowed, out=np.where(off > 0, np.inf, 0.0), where=allowed > 0)
-    certain = ~np.isfinite(group.analytic) | (np.isfinite(error) & (off > 10 * error))
+    # No derivative exists at a kink, even if the mean of the one-sided ones is what was expected.
+    precision = tolerance.precision
+    limit = np.maximum(allowed, precision.loosest * scale)
+    excess = np.where(kink > limit, np.maximum(excess, 2.0), excess)
+    # NaN is wrong where finite differences know better; any other value where their error does not explain it.
+    known = error <= precision.loosest * scale + group.floor
+    certain = np.where(np.isfinite(group.analytic), np.isfinite(error) & (off > 10 * error), known)
     # A sure fault says more than a larger doubtful one.
     worst = int(np.argmax(np.where(certain | ~np.any(certain & (excess > 1)), excess, 0.0)))
-    unit = max(scale, group.floor / tolerance.precision.rtol) or 1.0
+    unit = max(scale, group.floor / precision.rtol) or 1.0
     return _Finding(
         group, excess > 1, worst, excess[worst], allowed[worst] / unit, float(np.max(off) / unit), bool(certain[worst])
     )
@@ -113,7 +119,7 @@ def judge(title: str, groups: list[Group], tolerance: Tolerance, seed: int) -> f
 
 def _message(title: str, worst: _Finding, bad: list[_Finding], findings: list[_Finding], seed: int) -> str:
     group, i = worst.group, worst.worst
-    value, error, step = (part[i] for part in group.slope)
+    value, error, step, kink = (part[i] for part in group.slope)
     off, every = sum(int(f.bad.sum()) for f in bad), sum(f.bad.size for f in findings)
     verdict = "is wrong, most" if worst.certain else "cannot be judged"
     lines = [
@@ -125,5 +131,8 @@ def _message(title: str, worst: _Finding, bad: list[_Finding], findings: list[_F
         f"    replay with seed={seed}",
     ]
     if not worst.certain:
-        lines.append("    fn is too noisy or has a kink there: take other inputs, or pass rtol or eps.")
+        if kink > 0:
+            lines.append(f"    one-sided derivatives differ by {kink:.6g}: fn has a kink or a jump. Take other inputs.")
+        else:
+            lines.append("    fn is too noisy or not smooth there. Take other inputs, or pass rtol or eps.")
     return "\n".join(lines)
