@@ -11,12 +11,12 @@ from ..streaming import ReadoutStatistics
 from ._data import Split, Task, read_dataset
 from ._extract import Pooling, tokens_needed
 from ._features import check_layers
-from ._files import Checkpoint
+from ._files import CHECKPOINT, Checkpoint, check_folder
 from ._grid import solve_grid
 from ._head import Head
 from ._model import ModelLike, load_model
 from ._options import Options
-from ._report import save
+from ._report import BEST_HEAD, save
 from ._result import Atlas
 from ._score import Tally
 from ._stream import CHUNK, Reader
@@ -125,10 +125,13 @@ def run(
         group: As of :func:`atlas`.
     """
     group = group or mx.distributed.init()
+    if output is not None and group.rank() == 0:
+        for folder in ("", CHECKPOINT, *([BEST_HEAD] if write is save else [])):  # now, not after the forward passes
+            check_folder(Path(output) / folder)
     reader, sizes = _reader(model, data, options, required, group)
     saved = None
     if output is not None:
-        saved = Checkpoint(Path(output) / "checkpoint", _identity(reader, sizes), group.rank())
+        saved = Checkpoint(Path(output) / CHECKPOINT, _identity(reader, sizes), group.rank())
     statistics = [ReadoutStatistics(sizes[layer], reader.dataset.output_dims) for layer in reader.layers]
     statistics, resumed = _accumulate(reader, statistics, saved, options)
     if group.size() > 1:

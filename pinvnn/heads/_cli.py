@@ -200,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("always", message=r"\[pinvnn")
             warnings.showwarning = warn
             args.run(args)
     except (ValueError, OSError, ImportError) as error:

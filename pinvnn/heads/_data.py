@@ -1,10 +1,11 @@
 """Text with labels as mlx-lm keeps it: a folder with ``train.jsonl``, ``valid.jsonl`` and ``test.jsonl``.
 
-One JSON object a line, with the keys ``text`` and ``label``; other keys and blank lines are ignored. Everything is
-checked before the first forward pass, line by line, and every message names the file and the line. Rows are then read
-again as they are needed, so that the texts are never all in memory.
+One JSON object a line, in UTF-8, with the keys ``text`` and ``label``; other keys, blank lines and the byte order mark
+that Windows writes are ignored. Everything is checked before the first forward pass, line by line, and every message
+names the file and the line. Rows are then read again as they are needed, so that the texts are never all in memory.
 """
 
+import codecs
 import hashlib
 import json
 import warnings
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
+
+import numpy as np
 
 from .._mlx import fail
 from ._model import LanguageModel
@@ -22,6 +25,12 @@ Label: TypeAlias = str | int | bool | float
 Task: TypeAlias = Literal["auto", "classification", "regression"]
 
 LARGEST = 3e38  # the largest number in float32, roughly
+_BOM = codecs.BOM_UTF8
+_MISSING = {
+    "train": "Write the labelled texts there.",
+    "valid": "An atlas chooses by it; `pinvnn fit`, or fit_head, does without it.",
+    "test": "Write labelled texts there.",
+}
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
 
 
@@ -99,34 +108,61 @@ def read_rows(path: Path, labelled: bool = True) -> Iterator[Row]:
     try:
         file = open(path, "rb")
     except OSError as error:
-        rule = "the file must be readable, but got:"
-        raise ValueError(f"[pinvnn.heads] {path}: {rule} {error.strerror}. Check the path.") from None
+        rule, remedy = "the file must be readable, but got:", _MISSING.get(path.stem, "Check the path.")
+        raise ValueError(f"[pinvnn.heads] {path}: {rule} {error.strerror}. {remedy}") from None
     with file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(_BOM)
             if line.strip():
-                where = f"{path}:{number}"
-                yield _row(where, line, labelled)
+                yield _row(f"{path}:{number}", line, labelled)
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows which keys it was given twice: of these a dict keeps the last value."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(self) < len(keys) else []
 
 
 def _row(where: str, line: bytes, labelled: bool) -> Row:
     try:
-        value = json.loads(line.decode("utf-8"))
-    except ValueError as error:  # neither UTF-8 nor JSON
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
+    except UnicodeDecodeError as error:
+        remedy = "Save the file as UTF-8; `iconv -f LATIN1 -t UTF-8` converts it, if that was its encoding."
+        fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", remedy)
+    except (ValueError, RecursionError) as error:
         fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", "Write one object a line.")
-    if not isinstance(value, dict):
+    if not isinstance(value, _Object):
         fail_at(where, "the line must be a JSON object", _short(line), 'Write {"text": ..., "label": ...}.')
+    if value.repeated:
+        fail_at(where, "the keys of the object must differ", f"{value.repeated} twice", "Remove one of them.")
     for key in ("text", "label") if labelled else ("text",):
         if key not in value:
             fail_at(where, f'the object must have the key "{key}"', f"the keys {list(value)}", "Add it.")
     text, label = value["text"], value.get("label")
     if not isinstance(text, str) or not text.strip():
         fail_at(where, '"text" must be a string that is not empty', _short(text), "Leave the line out.")
+    for key, string in (("text", text), ("label", label)):
+        if isinstance(string, str) and (half := _surrogate(string)) is not None:
+            rule = f'"{key}" must be Unicode'
+            fail_at(where, rule, f"half of a surrogate pair, {half}", "It was cut within an emoji, say: cut elsewhere.")
     if label is not None or labelled:
         if type(label) not in _NAMES:
             fail_at(where, '"label" must be a string, a number or a boolean', _short(label), "Leave the line out.")
         if isinstance(label, int | float) and not abs(label) < LARGEST:
             fail_at(where, '"label" must be finite in float32', _short(label), "Leave the line out, or rescale.")
     return Row(where, text, label)
+
+
+def _surrogate(text: str) -> str | None:
+    r"""The first lone surrogate as ``\\ud83d``, which JSON can write and UTF-8 cannot; None if there is none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x} at character {error.start}"
+    return None
 
 
 def _short(value: Any) -> str:
@@ -164,12 +200,37 @@ def read_dataset(
     check_task(task)
     labels = _Labels(task)
     splits = {}
-    for name in names:
-        path = folder / f"{name}.jsonl"
+    paths = {name: folder / f"{name}.jsonl" for name in names}
+    for name in required:
+        if not paths[name].exists():
+            next(read_rows(paths[name]), None)  # raises
+    for name, path in paths.items():
         if name in required or path.exists():
+            if name == "test" and _unlabelled(path):
+                continue
             splits[name] = _scan(path, source, labels, name == "train", min_length)
     _warn_truncated(splits.values(), source.max_length)
     return Dataset(labels.task, labels.classes, splits)
+
+
+def _unlabelled(path: Path) -> bool:
+    """Whether no row of a file has a label, which a warning says; it can be predicted but not scored.
+
+    Raises:
+        ValueError: Some rows have a label, but not the first one.
+    """
+    first: Row | None = None
+    for row in read_rows(path, labelled=False):
+        if row.label is not None:
+            if first is not None:
+                rule = "either all lines or none must have a label"
+                fail_at(first.where, rule, f"none here and one at {row.where}", "Add it, or leave the line out.")
+            return False
+        first = first or row
+    if first is not None:
+        remedy = "Label it, or predict it afterwards with `pinvnn predict --data`."
+        warnings.warn(f"[pinvnn.heads] {path}: no line has a label, so it is not scored. {remedy}", stacklevel=4)
+    return first is not None
 
 
 class _Labels:
@@ -179,6 +240,7 @@ class _Labels:
         self.task: Task = task
         self.classes: tuple[Any, ...] = ()
         self._first: Any = None
+        self._rounded: Row | None = None  # the first integer that float32 cannot hold
         self._seen: set[Label] = set()
 
     def add(self, row: Row) -> None:
@@ -191,6 +253,10 @@ class _Labels:
             fail_at(row.where, "labels must be of one kind", got, "Write all of them in the same way.")
         if self.task == "auto" and kind is float:
             self.task = "regression"
+        if self._rounded is None and kind is int and not _in_float32(row.label):
+            self._rounded = row
+        if self.task == "regression" and self._rounded is not None:
+            self._check_number(self._rounded)
         self._first = self._first or row
         if self.task != "regression" or len(self._seen) < 2:  # numbers need not be kept, only whether they differ
             self._seen.add(row.label)
@@ -217,6 +283,13 @@ class _Labels:
         if type(row.label) not in (int, float):
             rule = "the label of a regression must be a number"
             fail_at(row.where, rule, _short(row.label), "Leave the line out.")
+        if type(row.label) is int and not _in_float32(row.label):
+            rule = "the label of a regression must be one that float32 holds"
+            fail_at(row.where, rule, _short(row.label), "Subtract a constant from all labels, or divide them.")
+
+
+def _in_float32(number: int) -> bool:
+    return int(np.float32(number)) == number
 
 
 def _scan(path: Path, source: LanguageModel, labels: _Labels, training: bool, min_length: int) -> Split:
@@ -244,9 +317,9 @@ def check_length(row: Row, source: LanguageModel, min_length: int) -> int:
     """Number of tokens of a text, before truncation.
 
     Raises:
-        ValueError: The pooling needs more.
+        ValueError: The pooling needs more, or the tokenizer refuses the text.
     """
-    length = len(source.tokens(row.text))
+    length = len(source.tokens(row.text, row.where))
     if min(length, source.max_length) < min_length:
         got = f"{length} in a context of {source.max_length}"
         rule = f"the text must have {min_length} or more tokens for this pooling"

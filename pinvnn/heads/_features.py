@@ -23,11 +23,11 @@ def encode_texts(source: LanguageModel, texts: Sequence[str], pooling: Pooling, 
 
     Raises:
         TypeError: ``texts`` is one string.
-        ValueError: A text is empty, or too short for the pooling.
+        ValueError: A text is empty, too short for the pooling, or refused by the tokenizer.
     """
     if isinstance(texts, str):
         fail(name, "texts must be a list of strings", "one string", "Pass [text].", TypeError)
-    rows = [source.encode(text) for text in texts]
+    rows = [source.encode(text, f"text number {i}") for i, text in enumerate(texts)]
     needed = tokens_needed(pooling)
     for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
         if len(row) < needed or not text.strip():

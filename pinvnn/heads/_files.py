@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from .._mlx import fail
 from ..streaming import ReadoutStatistics
+
+CHECKPOINT = "checkpoint"  # the folder of checkpoints in the output
 
 
 def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
@@ -30,6 +33,24 @@ def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError unless files can be written into ``folder``. Nothing that this creates is left behind."""
+    created: list[Path] = []
+    try:
+        for path in [*reversed(folder.parents), folder]:
+            if not path.is_dir():
+                path.mkdir()
+                created.append(path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail("heads", f"{folder}: the output must be a folder that can be written", error.strerror, "Take another one.")
+    finally:
+        with suppress(OSError):
+            for path in reversed(created):
+                path.rmdir()
 
 
 class Checkpoint:

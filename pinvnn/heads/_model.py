@@ -38,13 +38,23 @@ class LanguageModel:
             fail("heads", "the longest text must have 1 token or more", self.max_length, "Raise max_length.")
         self.max_length = min(self.max_length, context_length(self.model) or self.max_length)
 
-    def tokens(self, text: str) -> list[int]:
-        """Token ids of ``text``, of any length."""
-        return list(self.tokenizer.encode(text))
+    def tokens(self, text: str, where: str = "text") -> list[int]:
+        """Token ids of ``text``, of any length.
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, the first :attr:`max_length` of them."""
-        return self.tokens(text)[: self.max_length]
+        Raises:
+            ValueError: The tokenizer refuses the text; the message begins with ``where``.
+        """
+        try:
+            return list(self.tokenizer.encode(text))
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # tokenizers raise many kinds; a panic of Rust is no Exception
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            fail("heads", f"{where}: the tokenizer must take the text", reason, "Leave it out.")
+
+    def encode(self, text: str, where: str = "text") -> list[int]:
+        """Token ids of ``text``, the first :attr:`max_length` of them; raises as :meth:`tokens`."""
+        return self.tokens(text, where)[: self.max_length]
 
     def probe(self) -> tuple[list[int], list[mx.array]]:
         """Token ids of one fixed sentence and its states in every layer, ``(tokens, dims)`` in float32 each."""

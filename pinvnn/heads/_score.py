@@ -42,7 +42,9 @@ class Tally:
         if self.classification:
             right = mx.argmax(predicted, axis=-1) == mx.argmax(targets, axis=-1)[:, None]
             return right.astype(mx.float32).sum(axis=0)
-        return ((predicted - targets[:, None, :]) ** 2).sum(axis=(0, 2))
+        with on_cpu():  # the square of a number of 1e20 is no number of float32
+            error = predicted.astype(mx.float64) - targets[:, None, :].astype(mx.float64)
+            return (error * error).sum(axis=(0, 2))
 
     def scores(self, group: mx.distributed.Group) -> list[list[float]]:
         """Accuracy or R^2 over the rows of all processes in ``group``, ``[layer][penalty]``."""

@@ -1,6 +1,7 @@
 """The command: help, answers, and one line with exit code 2 for every mistake."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -104,6 +105,56 @@ def test_bad_data_is_one_line_and_nothing_is_written(tiny, tmp_path, capsys, mis
     assert out == "" and err.count("\n") == 1
     assert err.startswith("pinvnn atlas: error: ") and str(data) in err and re.search(message, err)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("place", ["out", "out/below", "out/head", "out/checkpoint"])
+def test_an_output_that_cannot_be_a_folder_is_found_out_at_once(tiny, topics, tmp_path, capsys, monkeypatch, place):
+    monkeypatch.setattr("pinvnn.heads._atlas.load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / place).parent.mkdir(exist_ok=True, parents=True) if place != "out/below" else None
+    (tmp_path / ("out" if place == "out/below" else place)).write_text("a file")
+    output = tmp_path / (place if place == "out/below" else "out")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["atlas", "--model", str(tiny), "--data", str(topics), "--output", str(output)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert re.search(r"the output must be a folder that can be written, but got .*\. Take another one\.", err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_test_file_without_labels_does_not_stop_a_fit(tiny, tmp_path, capsys):
+    data = write_folder(tmp_path / "data", 20, 5)
+    write_rows(data / "test.jsonl", [{"text": "the cat"}, {"text": "a cheese"}])
+    arguments = ["--model", str(tiny), "--data", str(data), "--output", str(tmp_path / "head"), "--layer", "1"]
+    assert main(["fit", *arguments]) == 0
+    warning = f"pinvnn fit: warning: {data / 'test.jsonl'}: no line has a label, so it is not scored."
+    assert warning in capsys.readouterr().err
+    assert main(["predict", "--head", str(tmp_path / "head"), "--data", str(data)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_half_an_emoji_is_one_line_where_texts_are_predicted(installed, tmp_path, capsys):
+    (tmp_path / "new.jsonl").write_text('{"text": "the cat"}\n{"text": "cat \\ud83d"}\n')
+    assert main(["predict", "--head", str(installed / "head"), "--data", str(tmp_path / "new.jsonl")]) == 2
+    assert main(["predict", "--head", str(installed / "head"), "--text", "the cat", "cat \ud83d"]) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 2
+    assert "new.jsonl:2: " in lines[0] and "--text 2: " in lines[1]
+
+
+@pytest.mark.parametrize("command", ["script", "module"])
+def test_without_a_backend_the_command_says_what_to_install(tmp_path, command):
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    (tmp_path / "mlx" / "core.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
+    script = tmp_path / "pinvnn"  # as pip writes it
+    script.write_text("import sys\nfrom pinvnn.heads._cli import main\nsys.exit(main())\n")
+    run = [str(script)] if command == "script" else ["-m", "pinvnn.heads"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    result = subprocess.run([sys.executable, *run, "--help"], env=environment, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("pinvnn: error: MLX must have a backend") and result.stderr.count("\n") == 1
+    assert "pip install 'pinvnn[cpu]'" in result.stderr
 
 
 def not_a_model(tmp_path):

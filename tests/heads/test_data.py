@@ -1,12 +1,14 @@
 """Reading folders of jsonl: every mistake is named with its file and line before any work."""
 
 import json
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from pinvnn.heads._data import read_dataset, read_rows
-from pinvnn.heads._model import load_model
+from pinvnn.heads._features import extract
+from pinvnn.heads._model import LanguageModel, load_model
 from tests.support.topics import write_rows
 
 CAT, BREAD = {"text": "the cat", "label": "animal"}, {"text": "a bread", "label": "food"}
@@ -139,3 +141,125 @@ def test_the_context_of_the_model_is_the_longest_text(loaded):
 def test_labels_are_not_asked_for_where_nothing_is_fitted(tmp_path):
     path = write_rows(tmp_path / "new.jsonl", [{"text": "the cat"}, BREAD])
     assert [row.label for row in read_rows(path, labelled=False)] == [None, "food"]
+
+
+# --- Files as people have them ---------------------------------------------------------------------------------------
+
+
+def encoded(*rows, end="\n"):
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+
+
+CAFE = {"text": "the café", "label": "food"}
+# name: the bytes of train.jsonl
+READABLE = {
+    "byte order mark": encoded(CAT, BREAD).encode("utf-8-sig"),
+    "Windows": encoded(CAT, BREAD, end="\r\n").encode("utf-8-sig"),
+    "joined files": encoded(CAT).encode("utf-8-sig") + encoded(BREAD).encode("utf-8-sig"),
+    "blank lines": b"\n" + encoded(CAT, end="\r\n\r\n").encode() + b" \t\n" + encoded(BREAD).encode() + b"\n\n",
+    "no last newline": encoded(CAT, BREAD).rstrip().encode(),
+    "no line but the mark": "\ufeff\n".encode() + encoded(CAT, BREAD).encode(),
+    "whole emoji": b'{"text": "\\ud83d\\ude00", "label": "animal"}\n' + encoded(BREAD).encode(),
+    "repeated key inside": b'{"text": "cat", "label": "animal", "x": {"a": 1, "a": 2}}\n' + encoded(BREAD).encode(),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_files_as_people_have_them(tmp_path, source, name):
+    (tmp_path / "train.jsonl").write_bytes(READABLE[name])
+    found = read_dataset(tmp_path, source)
+    assert (found.classes, found.splits["train"].rows) == (("animal", "food"), 2)
+
+
+# name: the bytes of line 2, and the message
+UNREADABLE = {
+    "latin-1": (encoded(CAFE).encode("latin-1"), r"must be JSON in UTF-8, but got .*0xe9.*iconv"),
+    "utf-16": (encoded(CAFE).encode("utf-16"), r"must be JSON in UTF-8"),
+    "half an emoji": (b'{"text": "cat \\ud83d", "label": "food"}\n', r'"text" must be Unicode, .* \\ud83d at .* 4'),
+    "other half": (b'{"text": "\\ude00 cat", "label": "food"}\n', r'"text" must be Unicode, .* \\ude00 at .* 0'),
+    "half an emoji as label": (b'{"text": "cat", "label": "\\ud83d"}\n', r'"label" must be Unicode'),
+    "surrogate in bytes": (b'{"text": "cat \xed\xa0\xbd", "label": "food"}\n', r"must be JSON in UTF-8"),
+    "repeated label": (b'{"text": "cat", "label": "food", "label": "a"}\n', r"keys .* differ, .* \['label'\] twice"),
+    "repeated text": (b'{"text": "cat", "text": "cat", "label": "food"}\n', r"keys .* differ, .* \['text'\] twice"),
+    "number in quotes": (b'{"text": "cat", "label": 1}\n', r"labels must be of one kind"),
+    "boolean": (b'{"text": "cat", "label": true}\n', r"labels must be of one kind"),
+    "no number": (b'{"text": "cat", "label": NaN}\n', r'"label" must be finite'),
+    "nested too deeply": (b"[" * 200_000 + b"\n", r"the line must be JSON in UTF-8, but got '\[\[\["),
+    "CSV": (b"text,label\n", r"the line must be JSON"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_what_cannot_be_read_is_named_with_file_and_line(tmp_path, source, name, split):
+    line, message = UNREADABLE[name]
+    good = encoded(CAT, BREAD).encode()
+    for other in ("train", "valid"):
+        (tmp_path / f"{other}.jsonl").write_bytes(good)
+    (tmp_path / f"{split}.jsonl").write_bytes(encoded(CAT).encode() + line + good)
+    if split == "valid" and "kind" in message:
+        message = "the label must occur in the training file"
+    with pytest.raises(ValueError, match=rf"{split}.jsonl:2: .*{message}") as caught:
+        read_dataset(tmp_path, source)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("labels", [(1, True), (0, False), ("1", 1), (1, "1"), (True, "true"), (1, 2, "1")])
+def test_labels_that_differ_in_type_only(tmp_path, source, labels):
+    write_rows(tmp_path / "train.jsonl", numbers(*labels))
+    with pytest.raises(ValueError, match=rf"train.jsonl:{len(labels)}: labels must be of one kind"):
+        read_dataset(tmp_path, source)
+
+
+@pytest.mark.parametrize(("labels", "line"), [((1.5, 2**24 + 1), 2), ((2**24 + 1, 3, 1.5), 1)])
+def test_integers_that_float32_cannot_hold(tmp_path, source, labels, line):
+    write_rows(tmp_path / "train.jsonl", numbers(*labels))
+    with pytest.raises(ValueError, match=rf"train.jsonl:{line}: .*that float32 holds, but got '16777217'. Subtract"):
+        read_dataset(tmp_path, source)
+    write_rows(tmp_path / "train.jsonl", numbers(2**24 + 1, 2**24 + 2))  # classes are not numbers
+    assert read_dataset(tmp_path, source).classes == (2**24 + 1, 2**24 + 2)
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, KeyError, RuntimeError, BaseException])
+def test_whatever_a_tokenizer_raises_is_named_with_file_and_line(tmp_path, source, kind, monkeypatch):
+    real = source.tokenizer.encode
+
+    def encode(text):
+        if "cheese" in text:
+            raise kind("cannot\ntake it")
+        return real(text)
+
+    class Tokenizer:
+        pass
+
+    tokenizer: Any = Tokenizer()
+    tokenizer.encode = encode
+    source = LanguageModel("", source.model, tokenizer, 8)
+    write_rows(tmp_path / "train.jsonl", [CAT, BREAD, {"text": "a cheese", "label": "food"}])
+    message = rf"train.jsonl:3: the tokenizer must take the text, but got {kind.__name__}: .*cannot"
+    with pytest.raises(ValueError, match=message) as caught:
+        read_dataset(tmp_path, source)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"text number 1: the tokenizer must take the text"):
+        extract(source, ["the cat", "a cheese"])
+
+
+def test_a_missing_valid_file_says_who_does_without(tmp_path, source):
+    (tmp_path / "train.jsonl").write_text("not read before the missing file is noticed")
+    with pytest.raises(ValueError, match=r"valid.jsonl: the file must be readable, .*`pinvnn fit`, .*does without"):
+        read_dataset(tmp_path, source, required=("train", "valid"))
+
+
+def test_a_test_file_without_labels_is_not_scored(tmp_path, source):
+    for name in ("train", "valid"):
+        write_rows(tmp_path / f"{name}.jsonl", GOOD)
+    write_rows(tmp_path / "test.jsonl", [{"text": "the cat"}, {"text": "a bread", "label": None}])
+    with pytest.warns(UserWarning, match=r"test.jsonl: no line has a label, so it is not scored. .*`pinvnn predict"):
+        found = read_dataset(tmp_path, source)
+    assert sorted(found.splits) == ["train", "valid"]
+    write_rows(tmp_path / "test.jsonl", [{"text": "the cat"}, CAT])
+    with pytest.raises(ValueError, match=r"test.jsonl:1: either all lines or none must have a label, .*test.jsonl:2"):
+        read_dataset(tmp_path, source)
+    write_rows(tmp_path / "test.jsonl", [CAT, {"text": "the cat"}])
+    with pytest.raises(ValueError, match=r'test.jsonl:2: the object must have the key "label"'):
+        read_dataset(tmp_path, source)
