@@ -50,8 +50,6 @@ def residual(b: mx.array, a: mx.array, x: mx.array, r: mx.array) -> mx.array:
 
 def product_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
     """``[A z | (b - A x) r]`` (..., m, 2k): both in one pass over ``a``; ``r`` is ``(..., 1, 1 or k)``."""
-    if _on_gpu(a):
-        return _product_and_residual(a, z, b, x, r)
     return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x, r))
 
 

@@ -150,11 +150,17 @@ def _build(kind):
         pairs = zip(plain_bars, fast, strict=True)
         return [None if v is None else attached(a, b, w, l2, bar, *hints, v) for attached, v in pairs]
 
-    def jvp(out, tangents, a, b, w, l2, *hints):
-        moving = [a, b, w, l2]
-        with on_cpu():
-            along = [mx.zeros_like(x) if t is None else t for x, t in zip(moving, tangents, strict=False)]
-        return mx.jvp(lambda *moving: _plain(kind, *moving, *hints[:-2]), moving, along)[1][0]
+    def jvp(out, tangents, *args):
+        # Only what moves: MLX's jvp by an argument that stands still would cut it off from an outer transformation.
+        moving = [i for i in range(4) if tangents[i] is not None]
+
+        def along(*moved):
+            full = list(args[:-2])
+            for i, x in zip(moving, moved, strict=True):
+                full[i] = x
+            return _plain(kind, *full)
+
+        return mx.jvp(along, [args[i] for i in moving], [tangents[i] for i in moving])[1][0]
 
     return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
 
