@@ -1,5 +1,6 @@
 """The arguments of varpro: checked, and as float64 on the host."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -35,28 +36,30 @@ def working_dtype(basis: Any, alpha: Any, y: Any) -> mx.Dtype:
     return mx.float64 if mx.float64 in dtypes else mx.float32
 
 
-def right_hand_sides(y: mx.array) -> np.ndarray:
-    """The data as (m, k)."""
+def row_weights(weights: Any, y: mx.array) -> np.ndarray | None:
+    """The weights (m,), or None."""
     if y.ndim not in (1, 2) or y.size == 0:
         fail(NAME, "y must have shape (m,) or (m, k) and hold data", f"{y.shape}", "Reshape it.")
-    return finite("y", to_numpy(y)).reshape(len(y), -1)
-
-
-def row_weights(weights: Any, m: int) -> np.ndarray | None:
-    """The weights (m,), or None."""
     if weights is None:
         return None
-    values = finite("weights", host(weights))
-    if values.shape != (m,):
-        fail(NAME, f"weights must have shape ({m},), one for each row of y", f"{values.shape}", "Reshape them.")
+    values = finite("weights", host("weights", weights))
+    if values.shape != (len(y),):
+        fail(NAME, f"weights must have shape ({len(y)},), one for each row of y", f"{values.shape}", "Reshape them.")
     if (values < 0).any():
         fail(NAME, "weights must be non-negative", f"{values.min()}", "Leave such rows out.")
     return values
 
 
+def right_hand_sides(y: mx.array, weights: np.ndarray | None) -> np.ndarray:
+    """The data as (m, k), finite in the rows of positive weight."""
+    values = to_numpy(y).reshape(len(y), -1)
+    finite("y", values if weights is None else values[weights > 0])
+    return values
+
+
 def penalty_roots(l2: Any, solution: tuple[int, ...]) -> np.ndarray | None:
     """Square roots of l2 as (n, k), or None if it is zero; ``solution`` is the shape of the linear parameters."""
-    values = finite("l2", host(l2))
+    values = finite("l2", host("l2", l2))
     if (values < 0).any():
         fail(NAME, "l2 must be non-negative", f"{values.min()}", "Pass 0 for no penalty.")
     if not values.any():
@@ -81,6 +84,51 @@ def box(bounds: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
     return lower, upper
 
 
+def starting_points(starts: Any, basis: Basis, lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
+    """Alpha and further starts as flat vectors."""
+    points = [basis.start]
+    if starts is None:
+        return points
+    if not isinstance(starts, Iterable) or isinstance(starts, dict):
+        got, remedy = type(starts).__name__, "Use [tree, tree]."
+        fail(NAME, "starts must be a sequence of trees like alpha", got, remedy, TypeError)
+    for start in starts:
+        if isinstance(start, (int, float, np.ndarray)):
+            start = mx.array(start)
+        leaves = arrays(start)
+        if [getattr(leaf, "shape", None) for leaf in leaves] != basis.shapes:
+            got = f"shapes {[getattr(leaf, 'shape', type(leaf).__name__) for leaf in leaves]} for {basis.shapes}"
+            fail(NAME, "starts must be trees of arrays like alpha", got, "Stack starts along a new first axis.")
+        x = finite("starts", basis.round(basis.flat(start)))
+        for j in np.flatnonzero((x < lower) | (x > upper)):
+            got = f"{x[j]} outside [{lower[j]}, {upper[j]}]"
+            fail(NAME, "starts must lie within the bounds", got, "Start inside them.")
+        points.append(x)
+    return points
+
+
+def linear_box(bounds: Any, solution: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lower and upper bounds of the linear parameters, (n, k), or None; ``solution`` is their shape."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        fail(NAME, "linear_bounds must be a pair (lower, upper)", f"{bounds!r:.60}", "None stands for no bound.")
+    ends = []
+    for side, empty in zip(bounds, (-np.inf, np.inf), strict=True):
+        values = host("linear_bounds", empty if side is None else side)
+        try:
+            ends.append(np.broadcast_to(values, solution).reshape(solution[0], -1))
+        except ValueError:
+            rule = f"linear_bounds must broadcast against the linear parameters {solution}"
+            fail(NAME, rule, f"shape {values.shape}", "Pass numbers, (n,) for one right-hand side, or (n, 1).")
+    lower, upper = ends
+    for low, up in zip(lower.ravel(), upper.ravel(), strict=True):
+        if not low <= up or low == np.inf or up == -np.inf:
+            got = f"{low} and {up}"
+            fail(NAME, "lower linear_bounds must be finite or -inf and not exceed upper ones", got, "Exchange them.")
+    return None if np.isneginf(lower).all() and np.isposinf(upper).all() else (lower, upper)
+
+
 def one_side(side: Any, basis: Basis, empty: float) -> np.ndarray:
     """One bound as a flat vector: None, a number, an array, or a tree in which leaves may be missing."""
     if side is None or isinstance(side, (int, float)):
@@ -91,7 +139,7 @@ def one_side(side: Any, basis: Basis, empty: float) -> np.ndarray:
         fail(NAME, f"bounds must have the leaves of alpha, {names}", f"{list(given)}", "Leave out what has no bound.")
     parts = []
     for name, shape in zip(names, basis.shapes, strict=True):
-        value = host(given.get(name, empty))
+        value = host("bounds", given.get(name, empty))
         try:
             parts.append(np.broadcast_to(value, shape).ravel())
         except ValueError:
@@ -107,9 +155,18 @@ def finite(label: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def host(values: Any) -> np.ndarray:
-    """An array, a NumPy array or a number in float64."""
-    return to_numpy(values) if isinstance(values, mx.array) else np.asarray(values, float)
+def host(label: str, values: Any) -> np.ndarray:
+    """An array, a NumPy array, a number or nested lists of numbers in float64."""
+    if isinstance(values, mx.array) and values.dtype != mx.complex64:
+        return to_numpy(values)
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "biuf":
+            return array.astype(float)
+        got = f"dtype {array.dtype}"
+    except ValueError:  # Lists of different lengths.
+        got = "lists of different lengths"
+    fail(NAME, f"{label} must be an array of real numbers", got, "Use mx.array or a NumPy array of floats.", TypeError)
 
 
 def check_basis(phi: mx.array, m: int) -> None:

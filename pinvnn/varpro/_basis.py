@@ -30,13 +30,25 @@ class Basis:
         leaves = arrays(self.template)
         self.shapes = [leaf.shape for leaf in leaves]
         self.ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-        self.start = np.concatenate([to_numpy(leaf).ravel() for leaf in leaves])
+        self.start = self.flat(self.template)
         self.evaluations = self.derivatives = 0
         self.mode = ""
 
     def tree(self, x: np.ndarray) -> Any:
         """The flat vector ``x`` (p,) in the shape that the caller gave alpha."""
         return self._fill(self._leaves(x))
+
+    def flat(self, tree: Any) -> np.ndarray:
+        """A tree like alpha as a flat vector (p,)."""
+        return np.concatenate([to_numpy(leaf).ravel() for leaf in arrays(tree)])
+
+    def names(self, mask: np.ndarray) -> tuple[str, ...]:
+        """The names of the entries of alpha that ``mask`` (p,) marks: ``alpha[1]``, ``alpha.rates[0]``."""
+        found: tuple[str, ...] = ()
+        labels = [name for name, _ in tree_flatten(self.template)]  # type: ignore[misc]
+        for name, shape, part in zip(labels, self.shapes, np.split(mask, self.ends), strict=True):
+            found += entries(f"alpha.{name}" if name else "alpha", part.reshape(shape))
+        return found
 
     def round(self, x: np.ndarray) -> np.ndarray:
         """``x`` as the basis sees it, in its dtype."""
@@ -133,6 +145,11 @@ class Basis:
 def arrays(tree: Any) -> list[mx.array]:
     """The leaves of a tree, in the order of ``tree_flatten``."""
     return [leaf for _, leaf in tree_flatten(tree)]  # type: ignore[misc]
+
+
+def entries(name: str, mask: np.ndarray) -> tuple[str, ...]:
+    """``name[i, j]`` for each entry that ``mask`` marks; ``name`` alone for a number."""
+    return tuple(f"{name}[{', '.join(map(str, index))}]" if index else name for index in np.argwhere(mask).tolist())
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

@@ -10,8 +10,13 @@ linear.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+EPS = float(np.finfo(float).eps)
+TINY = 1e-100
+"""Below this, relative to the largest, a curvature or a radius is zero."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class QuadraticModel:
     r: np.ndarray
     qtf: np.ndarray
     s: np.ndarray | None = None
-    _axes: dict = field(default_factory=dict, repr=False)
+    _axes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def decrease(self, step: np.ndarray) -> float:
         """By how much ``step`` decreases the model."""
@@ -50,19 +55,26 @@ class QuadraticModel:
         return self.s is None or self._diagonal(free, np.zeros(free.size))[0].min(initial=1.0) > 0
 
     def _diagonal(self, free: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Curvatures h, gradient b and axes V (columns) in the ``free`` variables, the others at ``step``."""
+        """Curvatures h, gradient b and axes V (columns) in the ``free`` variables, the others at ``step``.
+
+        Directions in which R vanishes are left out: no step is made along them.
+        """
         r, qtf = self.r[:, free], self.qtf + self.r @ step
         key = free.tobytes()  # A step that failed is followed by a shorter one in the same model.
-        if self.s is None:  # From R and not from R^T R, which would square its condition.
-            if key not in self._axes:
-                self._axes[key] = np.linalg.svd(r, full_matrices=False)
-            u, s, vt = self._axes[key]
-            kept = s > s[0] * s.size * np.finfo(float).eps
-            return s[kept] ** 2, s[kept] * (u.T @ qtf)[kept], vt[kept].T
         if key not in self._axes:
-            self._axes[key] = np.linalg.eigh(r.T @ r + self.s[np.ix_(free, free)])
-        h, v = self._axes[key]
-        return h, v.T @ (r.T @ qtf + self.s[free] @ step), v
+            u, s, vt = np.linalg.svd(r, full_matrices=False)
+            kept = s > s[0] * 4 * s.size * EPS
+            u, s, v = u[:, kept], s[kept], vt[kept].T
+            if self.s is None:  # From R and not from R^T R, which would square its condition.
+                self._axes[key] = s**2, (s[:, None] * u.T, np.zeros((s.size, free.size))), v
+            else:
+                inside = self.s[free]
+                gram = r.T @ r + inside[:, free] if kept.all() else np.diag(s**2) + v.T @ inside[:, free] @ v
+                h, w = np.linalg.eigh(gram)
+                v = w if kept.all() else v @ w
+                self._axes[key] = h, (v.T @ r.T, v.T @ inside), v
+        h, (of_residual, of_step), v = self._axes[key]
+        return h, of_residual @ qtf + of_step @ step, v
 
 
 def in_ball(h: np.ndarray, b: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.ndarray, bool]:
@@ -71,16 +83,24 @@ def in_ball(h: np.ndarray, b: np.ndarray, v: np.ndarray, radius: float) -> tuple
     z = -b / (h + t) with t = 0 if that is short enough, otherwise the root of 1 / ||z(t)|| = 1 / radius, which Newton's
     method finds from below in a few steps (Hebden 1973).
     """
+    size_b, size_h = float(np.linalg.norm(b)), float(np.max(np.abs(h), initial=0.0))
+    if not size_b > 0:
+        return np.zeros(v.shape[0]), False
+    # Without units: no square of what follows can overflow or vanish.
+    b, h, unit = b / size_b, h / size_h, size_b / size_h
+    h, edge = np.where(np.abs(h) > TINY, h, TINY), radius / unit
     z = -b / h
     size = float(np.linalg.norm(z))
-    if size <= radius:
-        return v @ z, False
+    if size <= edge:
+        return unit * (v @ z), False
+    if edge <= TINY:  # So short that the curvature is of no account.
+        return -radius * (v @ b), True
     t = 0.0
     for _ in range(50):
-        if size <= 1.001 * radius:
+        if size <= 1.001 * edge:
             break
-        slope = float(np.sum(z**2 / (h + t))) / size
-        t += (size - radius) / slope * size / radius
+        slope = float(np.sum(z * (z / (h + t)))) / size
+        t += (size - edge) / slope * (size / edge)
         z = -b / (h + t)
         size = float(np.linalg.norm(z))
-    return v @ z * min(1.0, radius / size), True
+    return unit * min(1.0, edge / size) * (v @ z), True

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._factor import default_rtol
-from ._basis import Basis, to_mlx, to_numpy
+from ._basis import Basis, entries, to_mlx, to_numpy
+from ._covariance import ParameterCovariance
 from ._problem import SeparableProblem
-from ._projection import Derivatives, Projection
+from ._projection import Projection
 from ._trust_region import Outcome
-from ._types import BasisFunction, Tree
+from ._types import BasisFunction, Tree, WeightsAre
 
 
 class Evaluations(NamedTuple):
@@ -36,74 +36,6 @@ class Prediction(NamedTuple):
     standard_error: mx.array
 
 
-@dataclass(frozen=True)
-class ParameterCovariance:
-    r"""The covariance s^2 (F^T F)^-1 of alpha and c, F = [dA c, A] the Jacobian of the full problem, in parts.
-
-    With K = (I - A A^+) dA c = Q_K R_K and T = -A^+ dA c the inverse has the blocks
-
-        alpha: s^2 (K^T K)^-1 = E E^T, E = s R_K^-1,    linear, alpha: T E E^T,    linear: s^2 Z Z^T + T E E^T T^T.
-
-    Attributes:
-        variance: s^2.
-        alpha_root: E, (p, p), NaN where the data do not determine alpha; zero rows for the alpha held by equal bounds.
-        mixed_root: T E, (n, k, p).
-        linear_root: s Z for each right-hand side, k arrays (n, r); NaN where the basis lacks rank.
-    """
-
-    variance: float
-    alpha_root: np.ndarray
-    mixed_root: np.ndarray
-    linear_root: list[np.ndarray]
-
-    @classmethod
-    def of(cls, projection: Projection, d: Derivatives, variance: float, free: np.ndarray, dtype: mx.Dtype):
-        """From the projection at the solution and its derivatives; ``free`` (p,) marks the alpha that were fitted."""
-        n, k = projection.linear.shape
-        if not all(np.isfinite(part).all() for part in d):
-            d = Derivatives(*[np.full_like(part, np.nan) for part in d])
-        alpha_root = np.zeros((free.size, int(free.sum())))
-        alpha_root[free] = inverse_root(d.kaufman[:, free], dtype) * np.sqrt(variance)
-        linear_root = [np.zeros(0)] * k
-        for f in projection.factors:
-            for t in f.columns:
-                linear_root[t] = f.z * np.sqrt(variance) if f.z.shape[1] == n else np.full((n, n), np.nan)
-        return cls(variance, alpha_root, (d.sensitivity @ alpha_root).reshape(n, k, -1), linear_root)
-
-    def covariance(self) -> np.ndarray:
-        """All of it, (p + n k, p + n k): alpha first, then the linear parameters in row-major order."""
-        n, k, _ = self.mixed_root.shape
-        root = np.vstack([self.alpha_root, self.mixed_root.reshape(n * k, -1)])
-        result = root @ root.T
-        p = len(self.alpha_root)
-        for t, z in enumerate(self.linear_root):
-            result[p + t :: k, p + t :: k] += z @ z.T
-        return result
-
-    def standard_errors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Square roots of the diagonal: of alpha, (p,), and of the linear parameters, (n, k)."""
-        linear = np.stack([np.sum(z**2, axis=1) for z in self.linear_root], axis=1)
-        return np.linalg.norm(self.alpha_root, axis=1), np.sqrt(np.sum(self.mixed_root**2, axis=2) + linear)
-
-    def of_curve(self, phi: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-        """Standard error (m', k) of Phi c, from ``phi`` (m', n) and its derivatives ``slopes`` = D_j c, (m', k, p)."""
-        through_alpha = slopes @ self.alpha_root + np.einsum("mn,nkp->mkp", phi, self.mixed_root)
-        through_linear = np.stack([np.sum((phi @ z) ** 2, axis=1) for z in self.linear_root], axis=1)
-        return np.sqrt(np.sum(through_alpha**2, axis=2) + through_linear)
-
-
-def inverse_root(k: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
-    """R^-1 with R^T R = K^T K, (p, p); NaN where K (M, p), its columns brought to one length, lacks rank."""
-    p = k.shape[1]
-    lengths = np.linalg.norm(k, axis=0)
-    if p and len(k) >= p and lengths.all() and np.isfinite(lengths).all():
-        r = np.linalg.qr(k / lengths, mode="r")
-        s = np.linalg.svd(r, compute_uv=False)
-        if s[-1] > default_rtol(len(k), p, dtype) * s[0]:
-            return np.linalg.solve(r, np.eye(p)) / lengths[:, None]
-    return np.full((p, p), np.nan)
-
-
 @dataclass(frozen=True, eq=False)
 class VarProResult:
     """The result of :func:`pinvnn.varpro.varpro`.
@@ -116,8 +48,10 @@ class VarProResult:
         steps: trial steps taken.
         converged: whether the last point is a minimum to the tolerance.
         reason: why the iteration ended: a keyword (see docs/varpro.md), a colon and an explanation.
-        standard_errors: of alpha and of the linear parameters, shaped as these; NaN where the data do not determine
-            them.
+        standard_errors: of alpha and of the linear parameters, shaped as these; NaN for the undetermined ones, 0 for
+            alpha held by equal bounds and for linear parameters on a bound.
+        undetermined: names of the parameters that the data do not determine, such as ``"alpha[1]"`` or
+            ``"linear[0, 2]"``: others could take any value beside them. Empty if there are none.
         residual_std: square root of rss / (degrees of freedom); NaN without any.
         rank: rank of the (weighted) basis at the solution.
         route: which Jacobian, mode of differentiation and dtype were used.
@@ -132,6 +66,7 @@ class VarProResult:
     converged: bool
     reason: str
     standard_errors: StandardErrors
+    undetermined: tuple[str, ...]
     residual_std: mx.array
     rank: int
     route: str
@@ -172,34 +107,52 @@ class VarProResult:
         return Prediction(to_mlx(mean, fitted.dtype), to_mlx(error.reshape(mean.shape), fitted.dtype))
 
 
-def summarise(problem: SeparableProblem, outcome: Outcome, free: np.ndarray) -> VarProResult:
+def summarise(problem: SeparableProblem, outcome: Outcome, free: np.ndarray, weights_are: WeightsAre) -> VarProResult:
     """The result of a fit that ended at ``outcome``; ``free`` (p,) marks the alpha that were fitted."""
-    point, basis, dtype = outcome.point, problem.basis, problem.basis.dtype
+    point, basis, dtype, unit = outcome.point, problem.basis, problem.basis.dtype, problem.unit
     projection: Projection = point.projection
     (m, k), n = problem.y.shape, projection.linear.shape[0]
+    linear, linear_shape = projection.linear * unit, (n, *problem.shape[1:])
     rss = float(np.sum(projection.residual[:m] ** 2))
+    root = ParameterCovariance.of(projection, problem.derivatives(point), free, problem.dtype)
     # The trace of the hat matrix: the rank of the basis without a penalty, less with one.
     linear_freedom = sum(float(np.sum(f.q[:m] ** 2)) * f.columns.size for f in projection.factors)
-    freedom = problem.rows * k - int(free.sum()) - linear_freedom
-    variance = rss / freedom if freedom > 1e-6 else np.nan
-    uncertainty = ParameterCovariance.of(projection, problem.derivatives(point), variance, free, problem.dtype)
+    rows = problem.rows if weights_are != "counts" or problem.weights is None else float(np.sum(problem.weights))
+    freedom = rows * k - root.alpha_root.shape[1] - linear_freedom
+    nominal = problem.rows * k - int(free.sum()) - linear_freedom
+    std = np.sqrt(rss / freedom) if min(freedom, nominal) > 1e-6 else np.nan
+    uncertainty = root.scaled(1 / unit if weights_are == "inverse variances" else std, unit)
     errors = uncertainty.standard_errors()
-    linear_shape = (n, *problem.shape[1:])
+    undetermined = basis.names(uncertainty.alpha_unknown)
+    undetermined += entries("linear", uncertainty.linear_unknown.reshape(linear_shape))
     kind = "Golub-Pereyra" if problem.full else "Kaufman"
+    rank = problem.rank(point)
     return VarProResult(
         alpha=basis.tree(point.x),
-        linear=to_mlx(projection.linear.reshape(linear_shape), dtype),
-        residuals=to_mlx((problem.y - point.phi @ projection.linear).reshape(problem.shape), dtype),
-        rss=to_mlx(np.array(rss), dtype),
+        linear=to_mlx(linear.reshape(linear_shape), dtype),
+        residuals=to_mlx((problem.y - point.phi @ linear).reshape(problem.shape), dtype),
+        rss=to_mlx(np.array(rss) * unit * unit, dtype),
         steps=outcome.steps,
         converged=outcome.converged,
-        reason=outcome.reason,
+        reason=outcome.reason + remarks(undetermined, rank, n),
         standard_errors=StandardErrors(basis.tree(errors[0]), to_mlx(errors[1].reshape(linear_shape), dtype)),
-        residual_std=to_mlx(np.sqrt(np.array(variance)), dtype),
-        rank=problem.rank(point),
+        undetermined=undetermined,
+        residual_std=to_mlx(np.array(std * unit), dtype),
+        rank=rank,
         route=f"{kind} Jacobian by {basis.mode} mode, basis in {str(dtype).split('.')[-1]}",
         evaluations=Evaluations(basis.evaluations, basis.derivatives),
         _parameter_covariance=uncertainty,
         _basis=basis,
         _x=point.x,
     )
+
+
+def remarks(undetermined: tuple[str, ...], rank: int, n: int) -> str:
+    """What a reason adds about parameters and columns."""
+    text = ""
+    if rank < n:
+        text += f"; dependent columns: the basis has rank {rank} of {n}"
+    if undetermined:
+        names = ", ".join(undetermined[:5]) + (", ..." if len(undetermined) > 5 else "")
+        text += f"; undetermined parameter{'s' if len(undetermined) > 1 else ''}: {names}"
+    return text

@@ -3,25 +3,59 @@
 Minimises F(x) = ||f(x)||^2 / 2 for lower <= x <= upper. A step minimises a quadratic model (`_quadratic_model.py`) over
 the ball ||D p|| <= radius and the box; D holds the largest column norms of J so far, so that the path does not depend
 on the units of x (Moré 1978, doi 10.1007/BFb0067700). A step is accepted by the ratio of the actual to the predicted
-reduction; a trial point where f is not finite is refused, and the ball shrinks.
+reduction. Refused, and the ball shrinks, is a trial point where f is not finite, where its rounding errors are as large
+as the reduction, or where the linear problem behind f has lost rank.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ._quadratic_model import QuadraticModel
+from ._reasons import REASONS
 
 
 class Point(Protocol):
-    """What a problem returns for a point: f (M,) at x (p,), not finite where the point is of no use."""
+    """What a problem returns for a point x (p,).
+
+    f (M,) is not finite where the point is of no use. It is a difference of terms of size ``cancellation``, and comes
+    from a linear problem with ``deficiency`` columns that depend on others.
+    """
 
     @property
     def x(self) -> np.ndarray: ...
 
     @property
     def f(self) -> np.ndarray: ...
+
+    @property
+    def cancellation(self) -> float: ...
+
+    @property
+    def deficiency(self) -> int: ...
+
+
+class Slopes(Protocol):
+    """Derivatives at a point.
+
+    J (M, p), the step of each variable up to which they may be trusted (p,), a mask of those that leave f alone because
+    linear parameters are on their bounds (p,), and how many more directions of x rounding hides.
+    """
+
+    @property
+    def jacobian(self) -> np.ndarray: ...
+
+    @property
+    def reach(self) -> np.ndarray: ...
+
+    @property
+    def silent(self) -> np.ndarray: ...
+
+    @property
+    def hidden(self) -> int: ...
 
 
 class Step(NamedTuple):
@@ -53,24 +87,56 @@ class Outcome(NamedTuple):
     reason: str
 
 
-REASONS = {
-    "step": (True, "the last step is below tol"),
-    "gradient": (True, "the residual is orthogonal to its derivatives, to tol"),
-    "exact": (True, "the residual is zero to rounding"),
-    "rounding": (True, "the objective has no decrease left that rounding does not hide"),
-    "bounds": (True, "every parameter is held by a bound"),
-    "flat": (False, "the residual does not depend on alpha here; start elsewhere"),
-    "derivative": (False, "the derivative of the basis is not finite here"),
-    "not finite": (False, "the basis is not finite at any trial point near the last one"),
-    "stalled": (False, "no step brings the decrease that the derivative predicts; is the basis smooth?"),
-    "max_steps": (False, "the steps ran out"),
-    "stopped": (False, "the callback asked for it"),
-}
-"""Why an iteration ends: whether that is a minimum, and what it means."""
+FIRST_SHARE, FIRST_REACH = 0.5, 3.0
+"""The first step is at most this share of x, and changes a column of the basis by at most about three of its lengths.
+A longer one may cross to where a parameter has the other sign, or land where columns are the same."""
 
+LOSS = 1e-4
+"""A step after which the derivative by some variable is this much smaller went too far: to where the basis is flat."""
 
 SECANT_LIMIT = 300
 """Parameters up to which the second-order term, one eigendecomposition for each step, is worth its time."""
+
+
+@dataclass
+class Local:
+    """The objective around one point, in the scaled variables D x.
+
+    Attributes:
+        point: the point.
+        objective: ||f||^2.
+        norm: ||f||.
+        noise: rounding error of the objective.
+        j: J, (M, p).
+        gradient: J^T f, (p,).
+        d: largest column norms of J so far, (p,).
+        weight: d, 1 where that is zero.
+        gauss_newton: the model without the secant term.
+        s: the secant term, or None.
+        free: mask (p,) of the variables that a step may move.
+        silent: mask (p,) of the variables that leave f alone because linear parameters are on their bounds.
+        hidden: how many directions of x have no influence, besides these.
+        slope: the largest decrease of ||f|| for a unit step of one variable.
+    """
+
+    point: Any
+    objective: float
+    norm: float
+    noise: float
+    j: np.ndarray
+    gradient: np.ndarray
+    d: np.ndarray
+    weight: np.ndarray
+    gauss_newton: QuadraticModel
+    s: np.ndarray | None
+    free: np.ndarray
+    silent: np.ndarray
+    hidden: int
+    slope: float
+
+    def size(self) -> float:
+        """The length of x."""
+        return float(np.linalg.norm(self.d * self.point.x))
 
 
 class TrustRegionSearch:
@@ -78,7 +144,7 @@ class TrustRegionSearch:
 
     Args:
         evaluate: x (p,) -> point.
-        jacobian: point -> J (M, p), called once for each accepted point but perhaps the last.
+        linearise: point -> slopes, called once for each accepted point but perhaps the last.
         lower, upper: bounds (p,); equal ones hold a variable.
         scale: a norm of the data, against which the rounding of f is measured.
         eps: relative rounding of f.
@@ -88,7 +154,7 @@ class TrustRegionSearch:
     def __init__(
         self,
         evaluate: Callable[[np.ndarray], Any],
-        jacobian: Callable[[Any], np.ndarray],
+        linearise: Callable[[Any], Slopes],
         lower: np.ndarray,
         upper: np.ndarray,
         *,
@@ -96,125 +162,203 @@ class TrustRegionSearch:
         eps: float,
         tol: float,
     ):
-        self.evaluate, self.jacobian = evaluate, jacobian
+        self.evaluate, self.linearise = evaluate, linearise
         self.lower, self.upper = lower, upper
         self.scale, self.eps, self.tol = scale, eps, tol
-        self.j = self.gradient = np.zeros(0)
-        self.s: np.ndarray | None = None
-        self.d = np.zeros(lower.size)
-        self.radius = self.previous = np.inf
+        self.radius = self.previous = self.first = np.inf
         self.secant = False
+        self.hidden, self.cancellation = lower.size, np.inf
+        self.far = np.zeros(lower.size)
+        self.refusals: list[str] = []
 
     def run(self, start: Point, max_steps: int, callback: Callable[[Step], object] | None = None) -> Outcome:
         """Minimise from ``start``, where f is finite, in at most ``max_steps`` trial steps; a true callback ends it."""
-        self.point = start
-        ending = self._linearise(None)
+        self.local, ending = self._around(start, None)
         steps = 0
         while not ending and steps < max_steps:
             steps += 1
-            before = self.point
             step, ending = self._step(steps)
+            if step.accepted and not ending:
+                step, ending = self._move(step)
             if callback is not None and callback(step):
                 ending = ending or "stopped"
-            if step.accepted and not ending:
-                ending = self._linearise(before)
         ending = ending or "max_steps"
+        if REASONS[ending][0] and ending != "exact":
+            ending = self._degenerate() or ending
         converged, meaning = REASONS[ending]
-        return Outcome(self.point, steps, converged, f"{ending}: {meaning}")
+        return Outcome(self.local.point, steps, converged, f"{ending}: {meaning}")
 
-    def _linearise(self, before: Any) -> str:
-        """New models at the current point; a key of REASONS if the search ends there."""
-        x, f = self.point.x, self.point.f
-        self.objective = float(f @ f)
-        self.norm = self.objective**0.5
-        if self.norm <= 4 * self.eps * self.scale:
-            return "exact"
-        j = self.jacobian(self.point)
+    def _degenerate(self) -> str:
+        """A key of REASONS if the search came from where variables have influence to where they have none."""
+        if self.local.hidden > self.hidden:
+            return "undetermined"
+        now = self.local.point.cancellation
+        cancels = self.eps**0.5 * now > max(self.scale, 1e3 * self.eps**0.5 * self.cancellation)
+        return "dependent" if cancels else ""
+
+    def _move(self, step: Step) -> tuple[Step, str]:
+        """Go to the trial point of an accepted step, unless nothing leads on from there."""
+        before = self.local
+        self.local, ending = self._around(step.point, before)
+        if ending == "exact" or (ending not in ("flat", "derivative") and not self._lost(before)):
+            return step, ending
+        # The step went too far: back, and a shorter one.
+        self.local = before
+        self._resize(-np.inf, step.length * before.size(), False)
+        ending = "" if self.radius > self.eps * before.size() else ending
+        return step._replace(accepted=False, objective=before.objective, point=before.point), ending
+
+    def _around(self, point: Any, before: Local | None) -> tuple[Local, str]:
+        """The objective around ``point``, and a key of REASONS if the search ends there."""
+        x, f = point.x, point.f
+        objective = float(f @ f)
+        norm = objective**0.5
+        p = x.size
+        d = np.zeros(p) if before is None else before.d
+        blank = np.zeros(p)
+        local = Local(
+            point, objective, norm, self._noise(point, norm), np.zeros((f.size, p)), blank, d, np.ones(p),
+            QuadraticModel(np.zeros((p, p)), blank), None, np.zeros(p, bool), np.zeros(p, bool), 0, 0.0,
+        )  # fmt: skip
+        if norm <= 4 * self.eps * self.scale:
+            return local, "exact"
+        slopes = self.linearise(point)
+        j = slopes.jacobian
         if not np.isfinite(j).all():
-            return "derivative"
+            return local, "derivative"
         columns = np.linalg.norm(j, axis=0)
         q, r = np.linalg.qr(j)
         qtf = q.T @ f
         g = r.T @ qtf
-        if before is not None and x.size <= SECANT_LIMIT:
-            self._update_secant(x - before.x, g, g - self.gradient, self.j.T @ f)
-        self.j, self.gradient, self.d = j, g, np.maximum(self.d, columns)
-        self.weight = np.where(self.d > 0, self.d, 1.0)
-        self.gauss_newton = QuadraticModel(r / self.weight, qtf)
-        self.free = (self.lower < self.upper) & ~((x <= self.lower) & (g >= 0)) & ~((x >= self.upper) & (g <= 0))
+        d = np.maximum(d, columns)
+        weight = np.where(d > 0, d, 1.0)
+        local.j, local.gradient, local.d, local.weight = j, g, d, weight
+        local.silent, local.hidden = slopes.silent, slopes.hidden
+        self.hidden = min(self.hidden, slopes.hidden)
+        self.cancellation = min(self.cancellation, point.cancellation)
+        local.gauss_newton = QuadraticModel(r / weight, qtf)
+        if before is not None and p <= SECANT_LIMIT:
+            local.s = self._secant(before, local)
+        local.free = (self.lower < self.upper) & ~((x <= self.lower) & (g >= 0)) & ~((x >= self.upper) & (g <= 0))
+        local.free &= columns > 0
         if not np.isfinite(self.radius):
-            self.radius = float(np.linalg.norm(self.weight * x)) or float(np.linalg.norm(self.weight))
-        moving = columns[self.free]
-        if not moving.any():
-            return "bounds" if columns.any() else "flat"
-        self.slope = float(np.max(np.abs(g[self.free]) / np.where(moving > 0, moving, 1.0)))
-        return "gradient" if self.slope <= self.tol * self.norm else ""
+            self.far = self._first_steps(x, slopes.reach)
+            self.radius = self.first = float(np.linalg.norm(d * self.far)) or 1.0
+        moving = columns[local.free]
+        if not moving.size:
+            return local, "bounds" if columns.any() or not (self.lower < self.upper).any() else "flat"
+        local.slope = float(np.max(np.abs(g[local.free]) / moving))
+        return local, "gradient" if local.slope <= self.tol * norm else ""
 
-    def _update_secant(self, step: np.ndarray, g: np.ndarray, change: np.ndarray, mixed: np.ndarray) -> None:
-        """Dennis, Gay and Welsch's update: the S nearest to the sized old one with S step = (J - J_before)^T f."""
-        s = np.zeros((step.size, step.size)) if self.s is None else self.s
-        target = g - mixed
+    def _lost(self, before: Local) -> bool:
+        """Whether a variable has all but lost its influence since ``before``."""
+        old, new = np.linalg.norm(before.j, axis=0), np.linalg.norm(self.local.j, axis=0)
+        return bool((before.free & ~self.local.silent & (new < LOSS * old)).any())
+
+    def _noise(self, point: Any, norm: float) -> float:
+        """Rounding error of the objective at a point."""
+        return self.eps * norm * (norm + self.scale + point.cancellation)
+
+    def _first_steps(self, x: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """A part of x itself, whose sign may mean a lot; but no farther than the derivatives may be trusted, (p,)."""
+        size = FIRST_SHARE * np.abs(x)
+        far = np.where(size > 0, np.minimum(size, FIRST_REACH * reach), FIRST_REACH * reach)
+        return np.where(np.isfinite(far), far, 1.0)
+
+    def _secant(self, before: Local, after: Local) -> np.ndarray | None:
+        """Dennis, Gay and Welsch's update: the S nearest to the sized old one with S step = (J - J_before)^T f.
+
+        All in the scaled variables, whose units the new point sets.
+        """
+        weight = after.weight
+        step = (after.point.x - before.point.x) * weight
+        g, change = after.gradient / weight, (after.gradient - before.gradient) / weight
+        target = g - (before.j.T @ after.point.f) / weight
+        if before.s is None:
+            s = np.zeros((step.size, step.size))
+        else:
+            s = before.s * np.outer(before.weight / weight, before.weight / weight)
         curvature, old = float(change @ step), float(step @ s @ step)
-        if curvature <= 0:
-            self.s, self.secant = None, False
-            return
+        if not curvature > 0:
+            self.secant = False
+            return None
         s = s * (min(1.0, abs(float(target @ step) / old)) if old else 1.0)
-        miss = target - s @ step
-        twice = np.outer(miss, change) / curvature
-        self.s = s + twice + twice.T - float(miss @ step) * np.outer(change, change) / curvature**2
+        miss, unit = target - s @ step, change / curvature
+        twice = np.outer(miss, unit)
+        s = s + twice + twice.T - float(miss @ step) * np.outer(unit, unit)
+        if not np.isfinite(s).all():
+            self.secant = False
+            return None
+        return s
 
     def _step(self, number: int) -> tuple[Step, str]:
         """One trial step from the current point, and a key of REASONS if the search ends with it."""
-        x, weight = self.point.x, self.weight
-        model, other = self.gauss_newton, None
-        if self.s is not None:
-            other = QuadraticModel(model.r, model.qtf, self.s / np.outer(weight, weight))
-            if self.secant and other.is_convex(self.free):
+        local = self.local
+        x, weight = local.point.x, local.weight
+        model, other = local.gauss_newton, None
+        if local.s is not None:
+            other = QuadraticModel(model.r, model.qtf, local.s)
+            if self.secant and other.is_convex(local.free):
                 model, other = other, model
-        # Below `noise` the objective cannot tell two points apart. The steps still can, as long as they shrink.
-        noise = 10 * self.eps * self.norm * (self.norm + self.scale)
+        # Below the noise the objective cannot tell two points apart. The steps still can, as long as they shrink.
+        noise = 10 * local.noise
         box = (self.lower - x) * weight, (self.upper - x) * weight
-        move, limited = model.minimum(*box, self.free, np.inf)
-        reach = max(model.decrease(move), 0.5 * self.slope**2)  # The latter by one variable alone.
+        move, limited = model.minimum(*box, local.free, np.inf)
+        reach = max(model.decrease(move), 0.5 * local.slope**2)  # The latter by one variable alone.
         below_noise = reach <= noise
         if not below_noise:
-            move, limited = model.minimum(*box, self.free, self.radius)
+            # The ball alone would let a variable of little influence go as far as the others together may.
+            edge = weight * self.far
+            ends = np.maximum(box[0], -edge), np.minimum(box[1], edge)
+            move, limited = model.minimum(*ends, local.free, self.radius)
         target = np.where(move <= box[0], self.lower, np.where(move >= box[1], self.upper, x + move / weight))
         trial = self.evaluate(np.clip(target, self.lower, self.upper))
         move = (trial.x - x) * weight
-        length, size = float(np.linalg.norm(move)), float(np.linalg.norm(weight * x))
+        length, size = float(np.linalg.norm(move)), local.size()
 
         predicted = model.decrease(move)
         finite = bool(np.isfinite(trial.f).all())
         objective = float(trial.f @ trial.f) if finite else np.inf
-        decrease = 0.5 * (self.objective - objective)
+        decrease = 0.5 * (local.objective - objective)
+        trial_noise = self._noise(trial, objective**0.5) if finite else np.inf
+        usable = finite and trial.deficiency <= local.point.deficiency
         if below_noise:
-            accepted = decrease >= -noise and length < self.previous
+            accepted = usable and decrease >= -noise and trial_noise <= noise and length < self.previous
         else:
-            ratio = decrease / predicted if predicted > 0 else -np.inf
-            accepted = ratio > 1e-4
-            self._resize(ratio, length, finite)
+            ratio = decrease / predicted if predicted > 0 and usable else -np.inf
+            accepted = ratio > 1e-4 and decrease > trial_noise
+            self._resize(ratio if accepted else min(ratio, 0.0), length, finite)
             if other is not None:
                 closer = abs(model.decrease(move) - decrease) <= abs(other.decrease(move) - decrease)
                 self.secant = accepted and closer == (model.s is not None)
-        self.previous = length if accepted and not limited else np.inf
         if accepted:
-            self.point = trial
-        best = objective if accepted else self.objective
-        step = Step(number, best, objective, accepted, length / (size or 1.0), self.point)
+            self.refusals.clear()
+        else:
+            noisy = abs(decrease) > 10 * predicted or abs(decrease) <= trial_noise < predicted
+            why = "not finite" if not finite else "dependent" if not usable else "noise" if noisy else "stalled"
+            self.refusals.append(why)
+        self.previous = length if accepted and not limited else np.inf
+        best = objective if accepted else local.objective
+        step = Step(number, best, objective, accepted, length / (size or 1.0), trial if accepted else local.point)
 
+        ending = ""
         if not limited and (accepted or below_noise) and length <= self.tol * size:
-            return step, "step"
-        hidden = below_noise or (max(predicted, abs(decrease)) <= noise and reach <= 1e4 * noise)
-        if not accepted and hidden:
-            return step, "rounding"
-        if not accepted and self.radius <= self.eps * size:
-            return step, "stalled" if finite else "not finite"
-        return step, ""
+            ending = "step"
+        elif not accepted:
+            hidden = below_noise or (max(predicted, abs(decrease)) <= noise and reach <= 1e4 * noise)
+            if hidden:
+                ending = "rounding"
+            elif self.radius <= self.eps * (size or self.first) or length == 0:
+                ending = Counter(self.refusals).most_common(1)[0][0]
+        if ending and accepted:
+            self.local.point = trial
+        return step, ending
 
     def _resize(self, ratio: float, length: float, finite: bool) -> None:
         """The next radius, from the ratio of the actual to the predicted reduction."""
         if ratio > 0.75:
-            self.radius = max(self.radius, 2 * length)
+            growth = 4 if ratio > 0.9 else 2
+            self.radius, self.far = max(self.radius, growth * length), growth * self.far
         elif not ratio > 0.25:
-            self.radius = (0.5 if finite else 0.1) * min(self.radius, length or self.radius)
+            shrinkage = 0.5 if finite else 0.1
+            self.radius, self.far = shrinkage * min(self.radius, length or self.radius), shrinkage * self.far

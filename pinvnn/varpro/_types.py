@@ -19,3 +19,5 @@ Bounds: TypeAlias = tuple[Bound, Bound]
 Jacobian: TypeAlias = Literal["full", "kaufman"]
 #: How :class:`SeparableGaussNewton` solves for a step.
 StepMethod: TypeAlias = Literal["auto", "dense", "cg"]
+#: What weights mean for standard errors: row counts, relative or absolute inverse variances.
+WeightsAre: TypeAlias = Literal["counts", "precisions", "inverse variances"]

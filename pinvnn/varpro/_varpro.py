@@ -1,7 +1,7 @@
 """Variable projection: the public function."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -10,10 +10,10 @@ from .._mlx import dtypes, fail
 from .._types import ArrayLike, Penalty
 from . import _arguments as arguments
 from ._basis import Basis
-from ._problem import SeparableProblem
+from ._problem import Objective, SeparableProblem
 from ._result import VarProResult, summarise
-from ._trust_region import Step, TrustRegionSearch
-from ._types import BasisFunction, Bounds, Jacobian, Tree
+from ._trust_region import Outcome, Step, TrustRegionSearch
+from ._types import BasisFunction, Bounds, Jacobian, Tree, WeightsAre
 
 
 class VarProStep(NamedTuple):
@@ -43,7 +43,10 @@ def varpro(
     *,
     weights: ArrayLike | None = None,
     l2: Penalty = 0.0,
+    weights_are: WeightsAre = "precisions",
     bounds: Bounds = (None, None),
+    linear_bounds: Bounds | None = None,
+    starts: Iterable[Tree] | None = None,
     inputs: tuple[Any, ...] = (),
     jacobian: Jacobian = "full",
     tol: float | None = None,
@@ -71,10 +74,17 @@ def varpro(
             alpha: it is called as ``basis(*inputs)``, and keeps its parameters (``basis.update(result.alpha)`` sets the
             fitted ones).
         y: data ``(m,)``, or ``(m, k)`` for k right-hand sides that share alpha.
-        weights: non-negative, ``(m,)``; 1 / variance of each row.
+        weights: non-negative, ``(m,)``. A row of weight 0 takes no part, whatever it holds.
+        weights_are: what the weights mean for the standard errors. ``"precisions"``: 1 / variance up to a factor,
+            which is estimated from the residuals. ``"inverse variances"``: 1 / variance, and the noise is known.
+            ``"counts"``: weight 2 is the row given twice.
         l2: ridge penalty of the linear parameters, broadcast against them as in :func:`pinvnn.ridge`.
         bounds: ``(lower, upper)`` on alpha: None, a number, or a tree like alpha, from which leaves may be missing.
             Equal bounds hold a parameter.
+        linear_bounds: ``(lower, upper)`` on the linear parameters, kept at every step: None, numbers, or arrays that
+            broadcast against them; ``(0, None)`` for non-negative ones.
+        starts: further starting values, trees like alpha (rows, where alpha is one array). Each is fitted to the end,
+            and the fit with the least objective is returned.
         inputs: further arguments of the basis, constant.
         jacobian: ``"full"`` (Golub and Pereyra) or ``"kaufman"`` (without the second term: less work, the same
             gradient, often more steps).
@@ -112,26 +122,56 @@ def varpro(
     """
     if jacobian not in ("full", "kaufman"):
         fail(arguments.NAME, "jacobian must be 'full' or 'kaufman'", f"{jacobian!r}", "Use 'full'.")
+    if weights_are not in get_args(WeightsAre):
+        rule = "weights_are must be 'counts', 'precisions' or 'inverse variances'"
+        fail(arguments.NAME, rule, f"{weights_are!r}", "Use 'precisions'.")
     if max_steps < 0 or (tol is not None and not tol > 0):
         fail(arguments.NAME, "max_steps must be >= 0 and tol > 0", f"{max_steps} and {tol}", "Leave them out.")
     separable = Basis(basis, alpha, inputs, arguments.working_dtype(basis, alpha, y))
-    problem = SeparableProblem(separable, y, weights, full=jacobian == "full")
+    problem = SeparableProblem(separable, Objective(y, weights, l2, linear_bounds, jacobian == "full"))
     lower, upper = arguments.box(bounds, separable)
-    start = problem.start(l2)
-    precision = dtypes.eps(problem.dtype)
+    precision = dtypes.eps(separable.dtype)
 
     def report(step: Step) -> object:
-        return callback(VarProStep(*step[:-1], separable.tree(step.point.x))) if callback else None
+        if callback is None:
+            return None
+        objective, trial = step.objective * problem.unit**2, step.trial * problem.unit**2
+        return callback(
+            VarProStep(step.step, objective, trial, step.accepted, step.length, separable.tree(step.point.x))
+        )
 
-    search = TrustRegionSearch(
-        problem,
-        lambda point: problem.derivatives(point).jacobian,
-        lower,
-        upper,
-        scale=float(np.linalg.norm(problem.b)),
-        eps=precision,
-        tol=precision ** (2 / 3) if tol is None else tol,
-    )
-    with np.errstate(over="ignore", invalid="ignore"):  # A trial point may be anywhere.
-        outcome = search.run(start, max_steps, report)
-        return summarise(problem, outcome, free=lower < upper)
+    def search(x: np.ndarray) -> Outcome:
+        return TrustRegionSearch(
+            problem,
+            problem.linearise,
+            lower,
+            upper,
+            scale=float(np.linalg.norm(problem.b)),
+            eps=precision,
+            tol=precision ** (2 / 3) if tol is None else tol,
+        ).run(problem.start(x, lower, upper), max_steps, report)
+
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # A trial point may be anywhere.
+        outcome = best_of(search, arguments.starting_points(starts, separable, lower, upper))
+        return summarise(problem, outcome, lower < upper, weights_are)
+
+
+def best_of(search: Callable[[np.ndarray], Outcome], points: list[np.ndarray]) -> Outcome:
+    """The search that ends with the least objective; a point where none can start is passed over if another can."""
+    found: list[Outcome] = []
+    refused: list[ValueError] = []
+    for x in points:
+        try:
+            found.append(search(x))
+        except ValueError as error:
+            if len(points) == 1:
+                raise
+            refused.append(error)
+        if found and found[-1].reason.startswith("stopped"):
+            break
+    if not found:
+        raise refused[0]
+    best = min(found, key=lambda outcome: float(outcome.point.f @ outcome.point.f))
+    if len(points) == 1:
+        return best
+    return best._replace(reason=f"{best.reason}; the best of {len(points)} starts")

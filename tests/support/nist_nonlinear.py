@@ -193,6 +193,9 @@ PROBLEMS = [
 ]
 
 
+NAMED = [problem for problem in PROBLEMS if problem.named]
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How a fit compares with the certified values."""
@@ -258,6 +261,26 @@ def full_problem(problem: Problem, start: int) -> tuple[float, int]:
     except ValueError:  # The residual is not finite.
         return -np.inf, 0
     return digits(found.x[problem.arranged(found.x, data.certified)], data.certified), found.nfev + found.njev
+
+
+def full_problem_within(problem: Problem, linear: list[int], size: np.ndarray) -> float:
+    """SciPy's least sum of squares with the ``linear`` entries of b within +- ``size``, from the certified values."""
+    from scipy.optimize import least_squares
+
+    data = problem.read()
+    x, y = float64(data.x), problem.response(data.y)
+    upper = np.full(len(data.certified), np.inf)
+    upper[linear] = size
+
+    def residual(b):
+        with mx.stream(mx.cpu):
+            alpha, coefficients = problem.parts(float64(b))
+            return np.array(problem.basis(alpha, x) @ coefficients) - y
+
+    start = np.clip(data.certified, -upper * (1 - 1e-9), upper * (1 - 1e-9))
+    tolerances = dict(ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=2000)
+    found = least_squares(residual, start, "3-point", (-upper, upper), x_scale=np.abs(data.certified), **tolerances)
+    return 2 * float(found.cost)
 
 
 def main() -> None:

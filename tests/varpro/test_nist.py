@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from tests.support.nist_nonlinear import PROBLEMS, fit, full_problem
+from tests.support.nist_nonlinear import NAMED, PROBLEMS, fit, full_problem
 
 BOTH = [pytest.param(problem, start, id=f"{problem.name}-{start}") for problem in PROBLEMS for start in (1, 2)]
-NAMED = [problem for problem in PROBLEMS if problem.named]
 # The residuals of Lanczos1 are 4e-14 of its data: float64 holds two or three digits of them, and of all that follows.
 ROUNDED = {"Lanczos1": 2.0}
 

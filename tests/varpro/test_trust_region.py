@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, minimize
 
+from pinvnn.varpro._problem import Linearisation
 from pinvnn.varpro._quadratic_model import QuadraticModel, in_ball
 from pinvnn.varpro._trust_region import REASONS, TrustRegionSearch
 
@@ -16,6 +17,8 @@ FREE = (-np.inf, np.inf)
 class Point:
     x: np.ndarray
     f: np.ndarray
+    cancellation: float = 0.0
+    deficiency: int = 0
 
 
 class Problem:
@@ -26,17 +29,28 @@ class Problem:
 
     def __call__(self, x):
         self.evaluations += 1
-        return Point(x, np.asarray(self.f(x), float))
+        return Point(x, np.asarray(self.f(x), float), deficiency=self.deficiency(x))
+
+    def deficiency(self, x):
+        return 0
+
+    def hidden(self, x):
+        return 0
 
     def jacobian(self, point):
         self.jacobians += 1
         return np.asarray(self.j(point.x), float)
 
+    def linearise(self, point):
+        return Linearisation(
+            self.jacobian(point), np.full(point.x.size, np.inf), np.zeros(point.x.size, bool), self.hidden(point.x)
+        )
+
     def search(self, x, lower=-np.inf, upper=np.inf, max_steps=100, callback=None, tol=1e-10, **options):
         x = np.asarray(x, float)
         ends = np.broadcast_to(lower, x.shape).astype(float), np.broadcast_to(upper, x.shape).astype(float)
         settings = dict(scale=1.0, eps=2.0**-52, tol=tol) | options
-        return TrustRegionSearch(self, self.jacobian, *ends, **settings).run(self(x), max_steps, callback)
+        return TrustRegionSearch(self, self.linearise, *ends, **settings).run(self(x), max_steps, callback)
 
 
 def rosenbrock():
@@ -193,7 +207,7 @@ def test_a_correlated_problem_slides_along_its_bound():
 
 def test_points_that_are_not_finite_shrink_the_step():
     def logarithm(x):
-        return [np.log(x[0]) - 3 if x[0] > 0 else np.nan]
+        return [np.log(x[0]) - 3 if x[0] > 1 else np.nan]
 
     problem = Problem(logarithm, lambda x: [[1 / x[0]]])
     steps = []
@@ -207,7 +221,7 @@ def ended_by(keyword):
     """A search that ends for the reason."""
     away = [3.0, 4.0]
     if keyword == "step":
-        return large_residual().search([15.0, -2.0], tol=1e-6)
+        return large_residual().search([20.0, 0.0], tol=1e-4)
     if keyword == "gradient":
         return Problem(lambda x: [x[0] - 1, 1.0], lambda x: [[1], [0]]).search([5.0])
     if keyword == "exact":
@@ -222,6 +236,17 @@ def ended_by(keyword):
         return Problem(lambda x: [1.0], lambda x: [[np.nan]]).search([1.0])
     if keyword == "not finite":
         return Problem(lambda x: [1.0 if x[0] == 1 else np.nan], lambda x: [[1.0]]).search([1.0])
+    if keyword == "dependent":  # At every other point columns are dependent.
+        problem = line(np.zeros(1))
+        away_from = Problem(problem.f, problem.j)
+        away_from.deficiency = lambda x: int(x[0] != 3.0)
+        return away_from.search([3.0])
+    if keyword == "undetermined":
+        problem = large_residual()
+        problem.hidden = lambda x: int(x[0] < 12)
+        return problem.search([15.0, -2.0], tol=1e-6)
+    if keyword == "noise":  # The value jumps by much more than the derivative predicts.
+        return Problem(lambda x: [x[0] + 1e-6 * np.sin(1e20 * x[0])], lambda x: [[1.0]]).search([1.0], tol=1e-12)
     if keyword == "stalled":  # A derivative of the wrong sign.
         return Problem(lambda x: [x[0]], lambda x: [[-1.0]]).search([1.0])
     if keyword == "max_steps":

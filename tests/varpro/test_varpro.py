@@ -163,7 +163,7 @@ def test_narrow_data_are_worked_on_in_float32(dtype):
     assert found.rss.item() < 0.2 * T.size
 
 
-def test_a_rank_deficient_basis_has_the_shortest_linear_part_and_no_errors():
+def test_a_rank_deficient_basis_has_the_shortest_linear_part_and_errors_of_what_is_determined(fitted):
     def twice(a):
         phi = decays(a)
         return mx.concatenate([phi, phi[:, :1]], axis=1)
@@ -171,15 +171,35 @@ def test_a_rank_deficient_basis_has_the_shortest_linear_part_and_no_errors():
     found = varpro(twice, START, Y)
     assert (found.rank, found.converged) == (3, True)
     np.testing.assert_allclose(found.linear[0].item(), found.linear[3].item(), rtol=1e-9)
-    assert np.isnan(np.array(found.standard_errors.linear)).all()
-    assert np.isfinite(np.array(found.standard_errors.alpha)).all()
+    assert found.undetermined == ("linear[0]", "linear[3]")
+    assert "dependent columns: the basis has rank 3 of 4" in found.reason
+    errors, expected = np.array(found.standard_errors.linear), np.array(fitted.standard_errors.linear)
+    assert np.isnan(errors[[0, 3]]).all()
+    np.testing.assert_allclose(errors[[1, 2]], expected[[1, 2]], rtol=1e-6)
+    alpha_errors = np.array(found.standard_errors.alpha)
+    np.testing.assert_allclose(alpha_errors, np.array(fitted.standard_errors.alpha), rtol=1e-6)
+    # The curve is determined although two of its terms are not; one without their sum's share is not.
+    np.testing.assert_allclose(np.array(found.predict().standard_error), np.array(fitted.predict().standard_error))
+    alone = found.predict(lambda a: twice(a) * float64([1.0, 1, 1, 0]))
+    assert np.isnan(np.array(alone.standard_error)).all()
 
 
-def test_alpha_that_the_data_do_not_see_has_no_errors():
+def test_alpha_that_the_data_do_not_see_has_no_errors_and_spoils_no_others(fitted):
     found = varpro(lambda a: decays(a[:2]), float64([0.3, 3.0, 7.0]), Y)
     assert found.converged
     assert found.alpha[2].item() == 7
-    assert np.isnan(np.array(found.standard_errors.alpha)).all()
+    assert found.undetermined == ("alpha[2]",)
+    assert "undetermined parameter: alpha[2]" in found.reason
+    errors = np.array(found.standard_errors.alpha)
+    assert np.isnan(errors[2])
+    np.testing.assert_allclose(errors[:2], np.array(fitted.standard_errors.alpha), rtol=1e-7)
+    np.testing.assert_allclose(
+        np.array(found.standard_errors.linear), np.array(fitted.standard_errors.linear), rtol=1e-7
+    )
+    covariance = np.array(found.covariance)
+    assert np.isnan(covariance[2]).all() and np.isnan(covariance[:, 2]).all()
+    assert np.isfinite(np.delete(np.delete(covariance, 2, 0), 2, 1)).all()
+    np.testing.assert_allclose(np.array(found.predict().standard_error), np.array(fitted.predict().standard_error))
 
 
 def test_no_degrees_of_freedom_no_variance():

@@ -1,0 +1,72 @@
+"""Least squares within bounds for a few columns, on the host."""
+
+import numpy as np
+
+EPS = float(np.finfo(float).eps)
+
+
+def bounded_free_set(
+    r: np.ndarray, q: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which variables are free where ``||R c - q||`` is least for ``lower <= c <= upper``, and the minimizer.
+
+    The active-set method of Stark and Parker (BVLS, Comput. Stat. 10, 1995), started from the unconstrained solution
+    moved into the box: solve for the free variables; while that leaves the box, go as far as the box allows and hold
+    what it stops; then release the held variable whose gradient points most strongly into the box. Every round lowers
+    the objective, so that no set of free variables comes twice.
+
+    Args:
+        r: matrix (l, n); its columns should be of like lengths.
+        q: right-hand side (l,).
+        lower: lower bounds (n,), -inf where there are none.
+        upper: upper bounds (n,); one equal to the lower bound holds the variable.
+
+    Returns:
+        Mask (n,) of the free variables, and c (n,), in which the others are exactly on their bounds.
+    """
+    held = lower == upper
+    c = np.clip(shortest(r, q), lower, upper)
+    free = (c > lower) & (c < upper)
+    size = np.linalg.norm(r, axis=0) * float(np.linalg.norm(q))
+    released = None
+    for _ in range(10 * len(c) + 10):
+        while free.any():
+            target = c.copy()
+            target[free] = shortest(r[:, free], q - r[:, ~free] @ c[~free])
+            if released is not None and free[released]:
+                # Rounding may send a variable that was just released straight out of the box again.
+                back = (
+                    target[released] < lower[released]
+                    if c[released] == lower[released]
+                    else (c[released] == upper[released] and target[released] > upper[released])
+                )
+                if back:
+                    free[released], size[released] = False, np.inf
+                    released = None
+                    continue
+            released = None
+            below, above = free & (target < lower), free & (target > upper)
+            if not (below | above).any():
+                c = target
+                break
+            stops = np.where(below, lower, np.where(above, upper, target))
+            outside = below | above
+            share = np.where(outside, (stops - c) / np.where(outside, target - c, 1.0), 1.0)
+            step = float(share.min())
+            hit = outside & (share <= step)
+            c = np.where(free, c + step * (target - c), c)
+            c = np.where(hit, stops, np.clip(c, lower, upper))
+            free &= ~hit
+        gradient = r.T @ (r @ c - q)
+        inward = np.where(c <= lower, -gradient, np.where(c >= upper, gradient, 0.0))
+        inward = np.where(free | held, 0.0, inward - 100 * EPS * size)
+        released = int(np.argmax(inward))
+        if not inward[released] > 0:
+            break
+        free[released] = True
+    return free, c
+
+
+def shortest(r: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """The shortest least-squares solution."""
+    return np.linalg.lstsq(r, q, rcond=None)[0]
