@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "pinvnn"
 ROOMS = "testing _mlx _factor _rules functions nn streaming varpro heads".split()
 KERNEL = ("_mlx", "_factor", "_rules")
 # Files of the top folder that hold no public function, and what they may be imported by.
-GROUND = {"_backend", "_version", "_types"}
+GROUND = {"_backend", "_files", "_version", "_types"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

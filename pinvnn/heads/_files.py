@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from .._files import whole_file
 from .._mlx import fail
 from ..streaming import ReadoutStatistics
 
@@ -23,16 +24,9 @@ def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None
         writers: For each name a function that writes the file to the path that it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The suffix stays in place, since writers choose the format by it.
-    partial = {name: folder / f".partial-{os.getpid()}-{name}" for name in writers}
-    try:
+    with ExitStack() as written:
         for name, write in writers.items():
-            write(partial[name])
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+            write(written.enter_context(whole_file(folder / name)))
 
 
 def check_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ class Uncertainty(NamedTuple):
         residual_variance: ``(..., k)``: weighted sum of squared residuals over the degrees of freedom that are left.
         weight_covariance: ``(..., k, n, n)``.
         bias_variance: ``(..., k)``; None without an intercept.
-        leverage: ``(..., m, k)``, the derivative of each prediction by its own target.
+        leverage: ``(..., m, k)``, the derivative of each prediction by its own target; None without rows.
         degrees_of_freedom: ``(..., k)``, effective, with the intercept: the sum of the leverages, and without a penalty
             the rank (plus one).
         x_mean: ``(..., 1, n)``; zeros without an intercept.
@@ -32,7 +32,7 @@ class Uncertainty(NamedTuple):
     residual_variance: mx.array
     weight_covariance: mx.array
     bias_variance: mx.array | None
-    leverage: mx.array
+    leverage: mx.array | None
     degrees_of_freedom: mx.array
     x_mean: mx.array
     mean_variance: mx.array

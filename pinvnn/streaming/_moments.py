@@ -18,15 +18,17 @@ has no float64, and float32 products keep a readout only up to a condition numbe
 """
 
 from collections.abc import Iterator
-from functools import reduce
+from functools import cache, reduce
 from math import isfinite, prod
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
-from .._mlx import on_cpu
+from .._mlx import attach_like, on_cpu
 from .._types import ArrayLike
 from ._rows import check_rows
+from ._values import moments_value
 
 # Numbers in a float64 row block: small enough to stay in cache, large enough that the merges cost nothing beside it.
 BLOCK = 2**18
@@ -67,9 +69,9 @@ def moments(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, bia
 
     Args:
         x: Inputs, ``(..., n)``. All leading dimensions count as rows.
-        y: Targets, ``(..., k)``, with the leading dimensions of ``x``.
-        weights: Non-negative weights of the rows, ``(...)``, or None. Weight 2 equals the row given twice; a negative
-            weight gives NaN.
+        y: Targets, ``(..., k)``, with the leading dimensions of ``x``; or ``(...)`` for a single target.
+        weights: Non-negative weights of the rows, ``(...)``, or None. Weight 2 equals the row given twice; a row of
+            weight 0 takes no part, whatever it holds; a negative weight gives NaN.
         bias: Whether a readout from these moments has an intercept, that is, whether they are centred.
 
     Returns:
@@ -85,18 +87,50 @@ def moments(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, bia
 
 def block_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool) -> Iterator[Moments]:
     """Moments of each row block in turn. Merged, they are those of all rows."""
-    n, k = x.shape[-1], y.shape[-1]
-    step = max(BLOCK // max(n + k, 1), n, 1)  # never fewer rows than columns: merging costs as much as n rows
-    m = prod(x.shape[:-1])
-    with on_cpu():
-        x, y, w = x.reshape(m, n), y.reshape(m, k), None if weights is None else weights.reshape(m)
-        if m == 0:
-            x, y, w = _one_row_of_weight_zero(x, y, w)
-    for i in range(0, max(m, 1), step):
+    x, y, w = _flat(x, y, weights)
+    step = _rows_in_block(x, y)
+    for i in range(0, x.shape[0], step):
         rows = slice(i, i + step)
         with on_cpu():
             block = _centred(x[rows], y[rows], None if w is None else w[rows], bias)
         yield block
+
+
+def attached_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: bool) -> Moments:
+    """As :func:`moments`, of arrays that have been checked and can be evaluated: the values are those of NumPy."""
+    x, y, w = _flat(x, y, weights)
+    value = moments_value(x, y, w, bias, _rows_in_block(x, y))
+    rows = (x, y) if w is None else (x, y, w)
+    with on_cpu():
+        flat = mx.array(np.concatenate([part.reshape(-1) for part in value]), mx.float64)
+        flat = _attached(w is not None, bias)(*rows, flat)
+        ends = np.cumsum([part.size for part in value])
+        parts = mx.split(flat, ends[:-1].tolist())
+        return Moments(*(part.reshape(like.shape) for part, like in zip(parts, value, strict=True)))
+
+
+@cache
+def _attached(weighted: bool, bias: bool):
+    """Attaches the derivative of all moments, one after the other, to their value."""
+
+    def plain(x, y, w=None):
+        m = reduce(merge_moments, block_moments(x, y, w, bias))
+        return mx.concatenate([part.reshape(-1) for part in m])
+
+    return attach_like(plain, 2 + weighted, (2, 2, 1, 1) if weighted else (2, 2, 1))
+
+
+def _rows_in_block(x, y):
+    """Never fewer rows than columns: merging costs as much as n rows."""
+    return max(BLOCK // max(x.shape[1] + y.shape[1], 1), x.shape[1], 1)
+
+
+def _flat(x, y, w):
+    """Rows and weights with one leading dimension, at least one row."""
+    m = prod(x.shape[:-1])
+    with on_cpu():
+        x, y, w = x.reshape(m, x.shape[-1]), y.reshape(m, y.shape[-1]), None if w is None else w.reshape(m)
+        return (x, y, w) if m else _one_row_of_weight_zero(x, y, w)
 
 
 def _one_row_of_weight_zero(x, y, w):
@@ -116,6 +150,8 @@ def _centred(x, y, w, bias):
     x, y = x.astype(mx.float64), y.astype(mx.float64)
     if w is not None:
         w = w.astype(mx.float64)[:, None]
+        # A row of weight 0 takes no part, even if it holds NaN. Its finite values stay, for the gradient by its weight.
+        x, y = (mx.where((w == 0) & ~mx.isfinite(z), mx.zeros_like(z), z) for z in (x, y))
         w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
     count = mx.array(float(x.shape[0]), mx.float64) if w is None else mx.sum(w)
     x, x_mean = _centre(x, w, count, bias)

@@ -1,13 +1,17 @@
 """Recursive least squares with forgetting, in information form."""
 
 import copy
+from typing import Any
 
 import mlx.core as mx
 
-from .._lstsq import normal_lstsq
-from .._mlx import array, fail, on_cpu
+from .._mlx import array, fail, on_cpu, size
 from .._types import ArrayLike
-from ._statistics import ReadoutStatistics
+from ._file import Path, read, write
+from ._solve import normal_solve
+from ._statistics import ReadoutStatistics, add_rows, file_parts, from_file_parts
+
+_FORMAT = "pinvnn.RecursiveLeastSquares"
 
 
 class RecursiveLeastSquares:
@@ -33,6 +37,9 @@ class RecursiveLeastSquares:
         l2: Penalty before the first row, a non-negative number.
         forgetting: Factor :math:`0 < \lambda \le 1` by which each row multiplies the weights of all earlier ones, so
             that about :math:`1/(1-\lambda)` rows count. Default 1: no forgetting.
+        bias: Whether the readout has an intercept. Default ``True``.
+
+    ``copy.copy`` returns an independent object without copying any array; ``copy.deepcopy`` and pickle work as well.
 
     Attributes:
         forgetting: The forgetting factor.
@@ -56,7 +63,9 @@ class RecursiveLeastSquares:
         regularization :math:`\delta \lambda^n`).
     """
 
-    def __init__(self, input_dims: int, output_dims: int, l2: float, forgetting: float = 1.0):
+    def __init__(self, input_dims: int, output_dims: int, l2: float, forgetting: float = 1.0, bias: bool = True):
+        for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
+            size("RecursiveLeastSquares", label, dims)
         if not (l2 >= 0 and l2 < float("inf")):
             fail("RecursiveLeastSquares", "l2 must be non-negative and finite", f"{l2}", "Pass 0 for no penalty.")
         if not 0 < forgetting <= 1:
@@ -64,22 +73,31 @@ class RecursiveLeastSquares:
             fail("RecursiveLeastSquares", rule, f"{forgetting}", "Pass 1 to forget nothing, 0.99 for some 100 rows.")
         self.forgetting: float = float(forgetting)
         self._prior = float(l2)
-        self._statistics = ReadoutStatistics(input_dims, output_dims)
-        self._readout: tuple[mx.array, mx.array] | None = None
+        self._l2 = float(l2)
+        self._statistics = ReadoutStatistics(input_dims, output_dims, bias)
+        self._readout: tuple[mx.array, mx.array | None] | None = None
+
+    def __repr__(self) -> str:
+        s = self._statistics
+        return (
+            f"RecursiveLeastSquares(input_dims={s.input_dims}, output_dims={s.output_dims}, l2={self._l2:g}, "
+            f"forgetting={self.forgetting:g}, bias={s.bias}, count={s.count:g})"
+        )
 
     def update(self, x: ArrayLike, y: ArrayLike) -> "RecursiveLeastSquares":
         """Add one row, or several rows in the order of time.
 
         Args:
             x: ``(input_dims,)`` or ``(rows, input_dims)``.
-            y: ``(output_dims,)`` or ``(rows, output_dims)``.
+            y: ``(output_dims,)`` or ``(rows, output_dims)``; with one target also ``()`` or ``(rows,)``.
 
         Returns:
             This object, with ``weight`` and ``bias`` after the last row.
 
         Raises:
             TypeError: If an argument is not array-like, or complex.
-            ValueError: If shapes do not fit, or a value is not finite. The object is left unchanged.
+            ValueError: If shapes do not fit, a value is not finite, or there are integers that float32 cannot hold. The
+                object is left unchanged.
         """
         name = "RecursiveLeastSquares.update"
         x = array(name, "x", x, 1)
@@ -93,14 +111,17 @@ class RecursiveLeastSquares:
                 age = mx.arange(rows - 1, -1, -1, dtype=mx.float64)
                 weights = mx.power(mx.array(self.forgetting, mx.float64), age)
         # On a copy: if the new rows are refused, the old ones keep their weights.
-        self._statistics = copy.copy(self._statistics).decay(forget).update(x, y, weights)
+        statistics = copy.copy(self._statistics).decay(forget)
+        add_rows(statistics, name, x, y, weights)
+        self._statistics = statistics
         self._prior *= forget
         self._readout = None
         return self
 
     def __call__(self, x: mx.array) -> mx.array:
         """Predictions ``(..., output_dims)`` of the current readout for ``x`` ``(..., input_dims)``."""
-        return x @ self.weight.T + self.bias
+        weight, bias = self._solve()
+        return x @ weight.T if bias is None else x @ weight.T + bias
 
     @property
     def weight(self) -> mx.array:
@@ -108,8 +129,8 @@ class RecursiveLeastSquares:
         return self._solve()[0]
 
     @property
-    def bias(self) -> mx.array:
-        """``(output_dims,)``; zero before the first row."""
+    def bias(self) -> mx.array | None:
+        """``(output_dims,)``; zero before the first row. None without an intercept."""
         return self._solve()[1]
 
     @property
@@ -117,13 +138,55 @@ class RecursiveLeastSquares:
         """Sum of the current weights of all rows."""
         return self._statistics.count
 
-    def _solve(self) -> tuple[mx.array, mx.array]:
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, from which :meth:`load` goes on. If writing fails, the file that was there stays.
+
+        Args:
+            path: Of the file, with any suffix. Replaced if it exists.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+        """
+        arrays, header = file_parts(self._statistics)
+        numbers = {"forgetting": self.forgetting, "l2": self._l2, "prior": self._prior}
+        write(path, arrays, {**header, **{key: value.hex() for key, value in numbers.items()}}, _FORMAT)
+
+    @classmethod
+    def load(cls, path: Path) -> "RecursiveLeastSquares":
+        """Read a file that :meth:`save` has written.
+
+        Args:
+            path: Of the file.
+
+        Returns:
+            The object, as it was saved.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, was not written by :meth:`save`, or its parts do not fit together.
+        """
+        arrays, header = read(path, _FORMAT)
+        name = "RecursiveLeastSquares.load"
+        statistics = from_file_parts(name, path, arrays, header)
+        try:
+            forgetting, l2, prior = (float.fromhex(header[key]) for key in ("forgetting", "l2", "prior"))
+            rls = cls(statistics.input_dims, statistics.output_dims, l2, forgetting, statistics.bias)
+        except (KeyError, ValueError):
+            fail(name, "the header must have forgetting, l2 and prior", f"{header} in {path}", "Save it again.")
+        rls._statistics, rls._prior = statistics, prior
+        return rls
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readout": None}  # solved for again when it is read
+
+    def _solve(self) -> tuple[mx.array, mx.array | None]:
         if self._readout is None:
             m, dtype = self._statistics.moments, self._statistics.dtype
             with on_cpu():
                 # Truncated: where penalty and rows have both decayed, the minimizer tends to that of minimum norm.
                 gram = m.xx + self._prior * mx.eye(m.xx.shape[0], dtype=mx.float64)
-                weight = normal_lstsq(gram, m.xy).T
-                self._readout = weight.astype(dtype), (m.y_mean - weight @ m.x_mean).astype(dtype)
+                weight = normal_solve(gram, m.xy, 0.0, mx.float64).T
+                bias = (m.y_mean - weight @ m.x_mean).astype(dtype) if self._statistics.bias else None
+                self._readout = weight.astype(dtype), bias
             mx.eval(self._readout)
         return self._readout

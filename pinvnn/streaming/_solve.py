@@ -1,13 +1,15 @@
-"""Readouts from moments: the ridge solution and its generalized cross validation score."""
+"""Readouts from moments: the ridge solution, its generalized cross validation score, and its standard errors."""
 
 import mlx.core as mx
 
-from .._factor import default_rtol
+from .._factor import default_rtol, penalty_matrix
 from .._lstsq import normal_lstsq
-from .._mlx import checks, dtypes, on_cpu
+from .._mlx import attach_like, checks, dtypes, on_cpu
 from .._ridge import normal_ridge
 from .._types import Penalty
+from ..nn import Uncertainty
 from ._moments import Moments
+from ._values import solution_value, spectral_value
 
 
 def solve_moments(
@@ -31,9 +33,14 @@ def solve_moments(
     Raises:
         ValueError: If ``l2`` is negative, not finite, or has another shape.
     """
-    l2 = _penalty("solve_moments", m, l2)
+    return readout("solve_moments", m, l2, bias, dtype)
+
+
+def readout(name: str, m: Moments, l2: Penalty, bias: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array | None]:
+    """:func:`solve_moments` by the ``name`` that errors show."""
+    l2 = _penalty(name, m, l2)
     with on_cpu():
-        weight = _normal_solve(m.xx, m.xy, l2, dtype).T
+        weight = normal_solve(m.xx, m.xy, l2, dtype).T
         return weight.astype(dtype), (m.y_mean - weight @ m.x_mean).astype(dtype) if bias else None
 
 
@@ -62,14 +69,47 @@ def gcv_moments(m: Moments, l2: Penalty = 0.0, *, bias: bool = True, dtype: mx.D
     References:
         G. H. Golub, M. Heath and G. Wahba, Technometrics 21 (1979), Eq. 1.4, doi 10.1080/00401706.1979.10489751.
     """
-    l2 = _penalty("gcv_moments", m, l2)
+    return validation_score("gcv_moments", m, l2, bias, dtype)
+
+
+def validation_score(name: str, m: Moments, l2: Penalty, bias: bool, dtype: mx.Dtype) -> mx.array:
+    """:func:`gcv_moments` by the ``name`` that errors show."""
+    rss, free, _ = _squares_and_freedom(m, _penalty(name, m, l2), bias, dtype)
     with on_cpu():
-        solution = _normal_solve(m.xx, m.xy, l2, dtype)
-        rss = m.yy + mx.sum(solution * (m.xx @ solution - 2 * m.xy), axis=0)
-        free = m.count - _degrees_of_freedom(m.xx, l2, dtype) - (1 if bias else 0)
-        # 1e-9 is far above the rounding error of a trace, and far below one row among all that can be streamed.
-        free = mx.where(free > 1e-9 * m.count, free, mx.array(float("nan"), mx.float64))
         return mx.mean(m.count * rss / (free * free)).astype(dtype)
+
+
+def uncertainty_of_moments(name: str, m: Moments, l2: Penalty, bias: bool, dtype: mx.Dtype) -> Uncertainty:
+    """The :class:`pinvnn.nn.Uncertainty` of a readout, but for the leverages, which need the rows."""
+    l2 = _penalty(name, m, l2)
+    rss, free, inverses = _squares_and_freedom(m, l2, bias, dtype)
+    with on_cpu():
+        variance = rss / free
+        used = mx.broadcast_to(m.count - free, variance.shape)
+        covariance = variance[:, None, None] * inverses
+        of_mean, of_bias = mx.zeros_like(variance), None
+        if bias:
+            of_mean = variance / m.count
+            of_bias = (of_mean + mx.sum((m.x_mean @ covariance) * m.x_mean, axis=-1)).astype(dtype)
+        parts = (variance, covariance, used, m.x_mean[None], of_mean)
+        variance, covariance, used, x_mean, of_mean = (part.astype(dtype) for part in parts)
+    return Uncertainty(variance, covariance, of_bias, None, used, x_mean, of_mean)
+
+
+def _squares_and_freedom(m: Moments, l2, bias: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    """Residual sums of squares ``(k,)``, degrees of freedom left and ``(S + diag(l2))^-1``, ``(1 or k, ...)``.
+
+    The degrees of freedom are NaN unless they are positive.
+    """
+    with on_cpu():
+        solution = normal_solve(m.xx, m.xy, l2, dtype)
+        rss = mx.maximum(m.yy + mx.sum(solution * (m.xx @ solution - 2 * m.xy), axis=0), 0)
+        eye = mx.eye(m.xx.shape[0], dtype=mx.float64)
+        inverses = mx.stack([normal_solve(m.xx, eye, column, dtype) for column in _columns(l2)])
+        used = mx.sum(inverses * m.xx, axis=(-2, -1))  # the trace of a product with a symmetric matrix
+        free = m.count - used - (1 if bias else 0)
+        # 1e-9 is far above the rounding error of a trace, and far below one row among all that can be streamed.
+        return rss, mx.where(free > 1e-9 * m.count, free, mx.array(float("nan"), mx.float64)), inverses
 
 
 def _penalty(name, m, l2):
@@ -80,22 +120,27 @@ def _penalty(name, m, l2):
     return l2
 
 
-def _degrees_of_freedom(xx, l2, dtype):
-    """The trace of S (S + diag(l2))^-1, ``(1,)``, or ``(k,)`` if the targets have penalties of their own."""
+def _columns(l2):
+    """One penalty, or those of each target if they differ."""
     if not isinstance(l2, mx.array) or l2.ndim == 0 or l2.shape[-1] == 1:
-        columns = [l2]
-    elif l2.ndim == 1:
-        columns = [l2[t : t + 1] for t in range(l2.shape[0])]
-    else:
-        columns = [l2[:, t : t + 1] for t in range(l2.shape[1])]
-    eye = mx.eye(xx.shape[0], dtype=mx.float64)  # mx.diagonal has a scatter for a gradient, and that no derivative
-    return mx.stack([mx.sum(eye * _normal_solve(xx, xx, column, dtype)) for column in columns])
+        return [l2]
+    return [l2[..., t : t + 1] for t in range(l2.shape[-1])]
 
 
-def _normal_solve(gram, rhs, l2, dtype):
-    """(gram + diag(l2))^-1 rhs, or gram^+ rhs if ``l2`` is the number 0."""
-    if isinstance(l2, mx.array) or l2 != 0:
-        return normal_ridge(gram, rhs, l2)
+def normal_solve(gram, rhs, l2, dtype):
+    """(gram + diag(l2))^-1 rhs, or gram^+ rhs if ``l2`` is the number 0. By NumPy where values can be evaluated."""
     # The cutoff of lstsq for rows of this dtype, but no finer than a float64 Gram matrix can resolve.
     n = gram.shape[0]
-    return normal_lstsq(gram, rhs, rtol=max(default_rtol(n, n, dtype), (n * dtypes.eps(mx.float64)) ** 0.5))
+    rtol = max(default_rtol(n, n, dtype), (n * dtypes.eps(mx.float64)) ** 0.5)
+    penalty = penalty_matrix(l2)
+
+    def plain(gram, rhs, l2):
+        return normal_lstsq(gram, rhs, rtol=rtol) if minimum_norm else normal_ridge(gram, rhs, l2)
+
+    minimum_norm = not isinstance(l2, mx.array) and l2 == 0
+    value = solution_value(gram, rhs, penalty, rtol) if penalty.shape[-1] == 1 else None
+    if value is None and penalty.shape[-2] == 1:
+        value = spectral_value(gram, rhs, None if minimum_norm else penalty, rtol)
+    if value is None:
+        return plain(gram, rhs, penalty)
+    return attach_like(plain, 3, (2, 2, 2, 2))(gram, rhs, penalty, value)

@@ -1,18 +1,20 @@
 """Statistics of rows that were seen, and removed, piece by piece."""
 
-from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
-from .._mlx import dtypes, fail, on_cpu
+from .._mlx import dtypes, fail, on_cpu, size
 from .._types import ArrayLike, Penalty
+from ..nn import Uncertainty
 from ._distributed import Group, agree, gather, reduce_moments
 from ._file import Path, read, write
-from ._moments import Moments, block_moments, empty_moments, finite, merge_moments, negated, scaled
-from ._rows import check_rows, check_weights, refuse_values
-from ._solve import gcv_moments, solve_moments
+from ._moments import Moments, attached_moments, empty_moments, finite, merge_moments, negated, scaled
+from ._rows import check_rows, check_values, refuse_values
+from ._solve import readout, uncertainty_of_moments, validation_score
 
+_Self = TypeVar("_Self", bound="ReadoutStatistics")
 _DTYPES = {"float32": mx.float32, "float64": mx.float64}
 # Relative to their values before a removal: counts and variances below this are rounding errors.
 _ROUNDING = 1e-9
@@ -30,7 +32,7 @@ class ReadoutStatistics:
     call to the next, and only one block of rows is held in float64 at a time. Inside ``mx.grad`` they may be used: the
     result of :meth:`solve` is differentiable in the rows, also after :meth:`all_reduce`. Inside ``mx.compile`` and
     ``mx.vmap`` they may not: use :func:`moments` there. ``copy.copy`` returns independent statistics without copying
-    any array.
+    any array; ``copy.deepcopy`` and pickle work as well, also for a Module that holds statistics.
 
     Args:
         input_dims: Number of input features n.
@@ -44,7 +46,8 @@ class ReadoutStatistics:
         dtype: Of the results: float64 if any rows were, else float32.
 
     Shape:
-        - x: ``(..., input_dims)``, y: ``(..., output_dims)``, weights: ``(...)``; all leading dimensions are rows.
+        - x: ``(..., input_dims)``, y: ``(..., output_dims)``, weights: ``(...)``; all leading dimensions are rows. With
+          one target y may be ``(...)``.
         - weight: ``(output_dims, input_dims)`` and bias: ``(output_dims,)``, as in ``mlx.nn.Linear``, in ``dtype``.
 
     Examples:
@@ -64,14 +67,11 @@ class ReadoutStatistics:
     """
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
-        for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
-            if not isinstance(dims, int) or dims < 0:
-                fail("ReadoutStatistics", f"{label} must be a non-negative integer", f"{dims!r}", "Pass a size.")
-        self.input_dims: int = input_dims
-        self.output_dims: int = output_dims
+        self.input_dims: int = size("ReadoutStatistics", "input_dims", input_dims)
+        self.output_dims: int = size("ReadoutStatistics", "output_dims", output_dims)
         self.bias: bool = bool(bias)
         self.dtype: mx.Dtype = mx.float32
-        self._moments = empty_moments(input_dims, output_dims)
+        self._moments = empty_moments(self.input_dims, self.output_dims)
         mx.eval(self._moments)
 
     def __repr__(self) -> str:
@@ -96,18 +96,19 @@ class ReadoutStatistics:
         Args:
             x: Inputs, ``(..., input_dims)``.
             y: Targets, ``(..., output_dims)``.
-            weights: ``(...)``, non-negative, or None. Weight 2 equals the row given twice.
+            weights: ``(...)``, non-negative, or None. Weight 2 equals the row given twice; a row of weight 0 takes no
+                part, whatever it holds.
 
         Returns:
             This object.
 
         Raises:
             TypeError: If an argument is not array-like, or complex.
-            ValueError: If shapes do not fit, a weight is negative or not finite, or a row is not finite (even one of
-                weight 0). The statistics are left unchanged.
+            ValueError: If shapes do not fit, a weight is negative or not finite, a row of positive weight is not
+                finite, or there are integers that float32 cannot hold. The statistics are left unchanged.
         """
-        batch, dtype = self._batch("update", x, y, weights)
-        return self._become(merge_moments(self._moments, batch), dtype)
+        add_rows(self, "ReadoutStatistics.update", x, y, weights)
+        return self
 
     def downdate(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "ReadoutStatistics":
         """Remove rows that were added before.
@@ -126,8 +127,8 @@ class ReadoutStatistics:
             ValueError: As :meth:`update`; or if the rows have a larger total weight or a larger variance than all rows
                 together, so that they cannot be among them.
         """
-        batch, _ = self._batch("downdate", x, y, weights)
         name, remedy = "ReadoutStatistics.downdate", "Take away rows that were added, with the weight they have now."
+        batch, _ = self._batch(name, x, y, weights)
         rest = merge_moments(self._moments, negated(batch))
         with on_cpu():
             count, left = self._moments.count, rest.count
@@ -218,7 +219,7 @@ class ReadoutStatistics:
         Raises:
             ValueError: If ``l2`` is negative, not finite, or has another shape.
         """
-        return solve_moments(self._moments, l2, bias=self.bias, dtype=self.dtype)
+        return readout("ReadoutStatistics.solve", self._moments, l2, self.bias, self.dtype)
 
     def gcv(self, l2: Penalty = 0.0) -> mx.array:
         """Generalized cross validation score of :meth:`solve`, a scalar; see :func:`gcv_moments`.
@@ -229,7 +230,32 @@ class ReadoutStatistics:
         Returns:
             The score ``()``; the smaller, the better ``l2``. NaN if no degree of freedom is left.
         """
-        return gcv_moments(self._moments, l2, bias=self.bias, dtype=self.dtype)
+        return validation_score("ReadoutStatistics.gcv", self._moments, l2, self.bias, self.dtype)
+
+    def uncertainty(self, l2: Penalty = 0.0) -> Uncertainty:
+        """Covariance and standard errors of :meth:`solve`, as :meth:`pinvnn.nn.LeastSquaresReadout.uncertainty`.
+
+        Weights count rows: degrees of freedom are sums of weights.
+
+        Args:
+            l2: Penalty, as in :meth:`solve`.
+
+        Returns:
+            A :class:`pinvnn.nn.Uncertainty` with ``residual_variance`` ``(k,)``, ``weight_covariance`` ``(k, n, n)``
+            and so on, without leverages (None), which need the rows. NaN if no degree of freedom is left.
+
+        Raises:
+            ValueError: As :meth:`solve`.
+
+        Examples:
+            >>> import mlx.core as mx
+            >>> from pinvnn.streaming import ReadoutStatistics
+            >>> x, y = mx.array([[0.0], [1.0], [2.0], [3.0]]), mx.array([0.0, 2.0, 3.0, 5.0])
+            >>> u = ReadoutStatistics(1, 1).update(x, y).uncertainty()
+            >>> mx.sqrt(u.weight_covariance[0, 0]).round(3)
+            array([0.141], dtype=float32)
+        """
+        return uncertainty_of_moments("ReadoutStatistics.uncertainty", self._moments, l2, self.bias, self.dtype)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file. If writing fails, the file that was there before stays.
@@ -237,8 +263,7 @@ class ReadoutStatistics:
         Args:
             path: Of the file, with any suffix. Replaced if it exists.
         """
-        header = {**self._config(), "dtype": next(name for name, d in _DTYPES.items() if d == self.dtype)}
-        write(path, self._moments._asdict(), {key: str(value) for key, value in header.items()})
+        write(path, *file_parts(self))
 
     @classmethod
     def load(cls, path: Path) -> "ReadoutStatistics":
@@ -254,22 +279,7 @@ class ReadoutStatistics:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is truncated, was not written by :meth:`save`, or its parts do not fit together.
         """
-        arrays, header = read(path)
-        name, remedy = "ReadoutStatistics.load", "Save the statistics again."
-        try:
-            bias = {"True": True, "False": False}[header["bias"]]
-            stats = cls(int(header["input_dims"]), int(header["output_dims"]), bias)
-            stats.dtype = _DTYPES[header["dtype"]]
-        except (KeyError, ValueError):
-            fail(name, "the header must have input_dims, output_dims, bias and dtype", f"{header} in {path}", remedy)
-        for key, part in stats._moments._asdict().items():
-            got = arrays[key].shape if key in arrays else "nothing"
-            if got != part.shape:
-                fail(name, f"{key} must have the shape {part.shape} of the header", f"{got} in {path}", remedy)
-        stats._moments = Moments(**{key: arrays[key] for key in Moments._fields})
-        if not finite(stats._moments) or stats.count < 0:
-            fail(name, "the statistics must be finite and their count non-negative", f"others in {path}", remedy)
-        return stats
+        return from_file_parts("ReadoutStatistics.load", path, *read(path))
 
     def _config(self) -> dict[str, Any]:
         return {"input_dims": self.input_dims, "output_dims": self.output_dims, "bias": self.bias}
@@ -281,22 +291,68 @@ class ReadoutStatistics:
             self.dtype = dtype
         return self
 
-    def _batch(self, method: str, x, y, weights) -> tuple[Moments, mx.Dtype]:
+    def _batch(self, name: str, x, y, weights) -> tuple[Moments, mx.Dtype]:
         """Check rows, values included; their moments, evaluated, and their working dtype."""
-        name = f"ReadoutStatistics.{method}"
         x, y, weights = check_rows(name, x, y, weights, (self.input_dims, self.output_dims))
-        if weights is not None:
-            check_weights(name, weights)
-        batch = reduce(_merged, block_moments(x, y, weights, self.bias))
+        check_values(name, x, y, weights)
+        batch = _evaluated(attached_moments(x, y, weights, self.bias))
         if not finite(batch):  # A value that is not finite shows in the sums. Only then look for it.
-            refuse_values(name, x, y)
+            refuse_values(name, x, y, weights)
         return batch, dtypes.working(x, y)
+
+    def __copy__(self: _Self) -> _Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As NumPy arrays, since MLX pickles float64 arrays as float32; a dtype has no pickle at all.
+        parts = {key: np.array(part) for key, part in self._moments._asdict().items()}
+        return {**self.__dict__, "dtype": _name_of(self.dtype), "_moments": parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with on_cpu():
+            parts = {key: mx.array(part, mx.float64) for key, part in state["_moments"].items()}
+        self.__dict__.update({**state, "dtype": _DTYPES[state["dtype"]], "_moments": Moments(**parts)})
+
+
+def add_rows(stats: ReadoutStatistics, name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> None:
+    """:meth:`ReadoutStatistics.update` by the ``name`` that errors show."""
+    batch, dtype = stats._batch(name, x, y, weights)
+    stats._become(merge_moments(stats._moments, batch), dtype)
+
+
+def file_parts(stats: ReadoutStatistics) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the header of a file that holds ``stats``."""
+    header = {**stats._config(), "dtype": _name_of(stats.dtype)}
+    return stats._moments._asdict(), {key: str(value) for key, value in header.items()}
+
+
+def from_file_parts(
+    name: str, path: Path, arrays: dict[str, mx.array], header: dict[str, str]
+) -> ReadoutStatistics:
+    """The statistics that a file holds, checked. Errors show ``name`` and ``path``."""
+    remedy = "Save the statistics again."
+    try:
+        bias = {"True": True, "False": False}[header["bias"]]
+        stats = ReadoutStatistics(int(header["input_dims"]), int(header["output_dims"]), bias)
+        stats.dtype = _DTYPES[header["dtype"]]
+    except (KeyError, ValueError):
+        fail(name, "the header must have input_dims, output_dims, bias and dtype", f"{header} in {path}", remedy)
+    for key, part in stats._moments._asdict().items():
+        got = arrays[key].shape if key in arrays else "nothing"
+        if got != part.shape:
+            fail(name, f"{key} must have the shape {part.shape} of the header", f"{got} in {path}", remedy)
+    stats._moments = Moments(**{key: arrays[key] for key in Moments._fields})
+    if not finite(stats._moments) or stats.count < 0:
+        fail(name, "the statistics must be finite and their count non-negative", f"others in {path}", remedy)
+    return stats
+
+
+def _name_of(dtype: mx.Dtype) -> str:
+    return next(name for name, d in _DTYPES.items() if d == dtype)
 
 
 def _evaluated(state: Moments) -> Moments:
     mx.eval(state)  # Else a graph of all updates would grow, and hold their rows.
     return state
-
-
-def _merged(a: Moments, b: Moments) -> Moments:
-    return _evaluated(merge_moments(a, b))

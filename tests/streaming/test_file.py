@@ -108,6 +108,11 @@ def test_missing_file(tmp_path):
         ReadoutStatistics.load(tmp_path / "none")
 
 
+def test_a_missing_folder_is_named(tmp_path, stats):
+    with pytest.raises(FileNotFoundError, match=r"^\[pinvnn.ReadoutStatistics.save\] the folder .* got .*none\. Make"):
+        stats.save(tmp_path / "none" / "s.safetensors")
+
+
 HEADER = {"input_dims": "3", "output_dims": "2", "bias": "True", "dtype": "float32"}
 MISMATCHED = {
     "version": ({"version": "2"}, {}, "the file must have the version 1, but got 2"),

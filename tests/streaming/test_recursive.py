@@ -1,10 +1,14 @@
 """RecursiveLeastSquares is at every row the optimum of its objective over all rows so far."""
 
+import copy
+import pickle
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
-from pinvnn.streaming import RecursiveLeastSquares
+from pinvnn.streaming import ReadoutStatistics, RecursiveLeastSquares
 from tests.support.rows import assert_close, ridge, rows
 
 
@@ -63,7 +67,7 @@ def test_refused_rows_forget_nothing():
     x, y, _ = rows(10, 3, 2)
     rls = RecursiveLeastSquares(3, 2, 0.1, 0.5).update(x, y)
     weight, count = rls.weight, rls.count
-    with pytest.raises(ValueError, match="x must be finite, but got nan in row 0"):
+    with pytest.raises(ValueError, match=r"^\[pinvnn.RecursiveLeastSquares.update\] x must be finite, but got nan in"):
         rls.update(x * mx.nan, y)
     with pytest.raises(ValueError, match="y must have 2 targets"):
         rls.update(x, y[:, :1])
@@ -71,6 +75,74 @@ def test_refused_rows_forget_nothing():
     assert_close(rls.weight, weight, 0)
     rls.update(x[:0], y[:0])
     assert rls.count == count
+
+
+def test_without_an_intercept():
+    x, y, _ = rows(42, 3, 2, mean=2.0)
+    rls = RecursiveLeastSquares(3, 2, 0.1, 0.9, bias=False).update(x, y)
+    expected, _ = ridge(x, y, 0.1 * 0.9**42, 0.9 ** np.arange(41.0, -1, -1), bias=False)
+    assert_close(rls.weight, expected, 1e-5)
+    assert rls.bias is None
+    assert_close(rls(x), np.array(x) @ expected.T, 1e-5)
+
+
+def through_a_file(rls, folder):
+    rls.save(folder / "rls.safetensors")
+    assert [p.name for p in folder.iterdir()] == ["rls.safetensors"]
+    return RecursiveLeastSquares.load(folder / "rls.safetensors")
+
+
+COPIES = {
+    "copy": lambda rls, _: copy.copy(rls),
+    "deepcopy": lambda rls, _: copy.deepcopy(rls),
+    "pickle": lambda rls, _: pickle.loads(pickle.dumps(rls)),
+    "file": through_a_file,
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+def test_a_copy_goes_on_as_the_original_would(kind, bias, dtype, tmp_path):
+    with mx.stream(mx.cpu):
+        x, y, _ = rows(42, 3, 2, mean=2.0, dtype=dtype)
+        rls = RecursiveLeastSquares(3, 2, 0.1, 0.9, bias).update(x[:20], y[:20])
+        weight = rls.weight
+        other = COPIES[kind](rls, tmp_path)
+        assert repr(other) == repr(rls)
+        assert_close(other.weight, weight, 0)
+        other.update(x[20:], y[20:])
+        assert_close(rls.weight, weight, 0)
+        assert_close(other.weight, rls.update(x[20:], y[20:]).weight, 0)
+        assert other.weight.dtype == dtype
+
+
+def test_a_module_that_holds_one_can_be_copied():
+    module = nn.Linear(2, 2)
+    module.online = RecursiveLeastSquares(2, 1, 1.0).update(mx.ones((3, 2)), mx.ones((3,)))
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other.online.count == 3
+
+
+def test_files_of_others(tmp_path):
+    ReadoutStatistics(3, 2).save(tmp_path / "s")
+    name = r"^\[pinvnn.RecursiveLeastSquares"
+    with pytest.raises(ValueError, match=name + r".load\] the file must have the format pinvnn.Recursive"):
+        RecursiveLeastSquares.load(tmp_path / "s")
+    with pytest.raises(FileNotFoundError, match=name + r".save\] the folder .*, but got .*none\. Make"):
+        RecursiveLeastSquares(3, 2, 1.0).save(tmp_path / "none" / "s")
+
+
+def test_one_target_may_be_a_vector():
+    x, y, _ = rows(20, 3, 1)
+    expected = RecursiveLeastSquares(3, 1, 0.1, 0.9).update(x, y).weight
+    rls = RecursiveLeastSquares(np.int32(3), np.int64(1), 0.1, 0.9).update(x[:19], y[:19, 0]).update(x[19], y[19, 0])
+    assert_close(rls.weight, expected, 1e-6)
+
+
+def test_repr():
+    rls = RecursiveLeastSquares(3, 2, 1.0, 0.5).update(*rows(2, 3, 2)[:2])
+    assert repr(rls) == "RecursiveLeastSquares(input_dims=3, output_dims=2, l2=1, forgetting=0.5, bias=True, count=1.5)"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +153,7 @@ def test_refused_rows_forget_nothing():
         (lambda: RecursiveLeastSquares(3, 2, 1.0, 0.0), "forgetting must be above 0 and at most 1, but got 0.0"),
         (lambda: RecursiveLeastSquares(3, 2, 1.0, 1.1), "forgetting must be above 0 and at most 1, but got 1.1"),
         (lambda: RecursiveLeastSquares(3, 2, 1.0).update(mx.ones((2, 2, 3)), mx.ones((2,))), "x must be one row"),
+        (lambda: RecursiveLeastSquares(-1, 2, 1.0), "input_dims must be a non-negative integer, but got -1"),
     ],
 )
 def test_errors(call, message):

@@ -1,12 +1,16 @@
 """ReadoutStatistics: rows in pieces are rows at once; rows that leave leave nothing; nothing bad gets in."""
 
 import copy
+import pickle
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+import statsmodels.api as sm
 
-from pinvnn.streaming import Moments, ReadoutStatistics, moments, solve_moments
+from pinvnn.nn import LeastSquaresReadout
+from pinvnn.streaming import Moments, ReadoutStatistics, _values, moments, solve_moments
 from pinvnn.streaming import _moments as core
 from tests.support.rows import assert_close, gcv, ridge, rows, to_numpy
 
@@ -179,6 +183,113 @@ def test_an_update_holds_one_block_in_float64(monkeypatch):
     assert mx.get_peak_memory() - before < x.nbytes / 4  # a float64 copy takes twice x
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.7, [[0.1], [2.0], [30.0]], [0.3, 5.0]], ids=str)
+def test_uncertainty_is_that_of_the_layer(l2, weighted, bias):
+    with mx.stream(mx.cpu):
+        x, y, w = rows(40, 3, 2, mean=2.0, dtype=mx.float64)
+        w, l2 = w if weighted else None, l2 if isinstance(l2, float) else mx.array(l2)
+        got = ReadoutStatistics(3, 2, bias=bias).update(x, y, w).uncertainty(l2)
+        expected = LeastSquaresReadout(3, 2, l2=l2, bias=bias).uncertainty(x, y, w)
+        for name, part in expected._asdict().items():
+            if name == "leverage" or part is None:
+                assert getattr(got, name) is None
+            else:
+                assert_close(getattr(got, name), part, 1e-10)
+        assert_close(got.predictive_std(x), expected.predictive_std(x), 1e-10)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_standard_errors_are_those_of_statsmodels(unit):
+    with mx.stream(mx.cpu):
+        x, y, _ = rows(40, 3, 1, mean=2.0, dtype=mx.float64)
+        stats = ReadoutStatistics(3, 1)
+        for part in pieces((unit * x, y), [1, 30, 9]):
+            stats.update(*part)
+        got = stats.uncertainty()
+        fit = sm.OLS(np.array(y)[:, 0], sm.add_constant(unit * np.array(x))).fit()
+        assert_close(np.sqrt(np.diagonal(got.weight_covariance[0])), fit.bse[1:], 1e-9)
+        assert_close(np.sqrt(got.bias_variance), fit.bse[:1], 1e-9)
+        assert_close(got.residual_variance, [fit.mse_resid], 1e-10)
+        assert_close(got.degrees_of_freedom, [4.0], 1e-12)
+        assert np.isnan(np.array(ReadoutStatistics(3, 1).update(x[:4], y[:4]).uncertainty().residual_variance)).all()
+
+
+def test_uncertainty_of_collinear_features_is_that_of_the_minimum_norm():
+    with mx.stream(mx.cpu):
+        x, y, _ = rows(40, 3, 1, dtype=mx.float64)
+        x = mx.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
+        got = ReadoutStatistics(4, 1).update(x, y).uncertainty()
+        x, y = np.array(x - mx.mean(x, axis=0)), np.array(y - mx.mean(y, axis=0))
+        variance = np.sum((y - x @ np.linalg.pinv(x) @ y) ** 2) / (40 - 3 - 1)
+        assert_close(got.weight_covariance[0], variance * np.linalg.pinv(x.T @ x, rcond=1e-12), 1e-9)
+        assert_close(got.residual_variance, [variance], 1e-10)
+
+
+@pytest.mark.parametrize("hole", [mx.nan, mx.inf, -mx.inf])
+@pytest.mark.parametrize("where", ["x", "y", "both"])
+def test_a_row_of_weight_zero_takes_no_part_whatever_it_holds(where, hole):
+    x, y, w = rows(30, 3, 2)
+    absent = (w == 0)[:, None]
+    assert mx.any(absent).item()
+    kept = mx.array(np.flatnonzero(np.array(w)))
+    expected = ReadoutStatistics(3, 2).update(x[kept], y[kept], w[kept])
+    holes = [mx.where(absent, hole, a) if where in (name, "both") else a for name, a in [("x", x), ("y", y)]]
+    stats = ReadoutStatistics(3, 2).update(*holes, w)
+    assert_same(stats, expected, 1e-13)
+    for got, part in zip(moments(*holes, w), expected.moments, strict=True):
+        assert_close(got, part, 1e-13)
+    assert_same(stats.update(x, y).downdate(*holes, w).downdate(x, y), ReadoutStatistics(3, 2), 1e-9)
+    grads = mx.grad(lambda w: mx.sum(ReadoutStatistics(3, 2).update(x, y, w).solve(0.5)[0]))(w)
+    assert_close(grads, mx.grad(lambda w: mx.sum(solve_moments(moments(x, y, w), 0.5)[0]))(w), 1e-6)
+    assert np.abs(np.array(grads)[np.array(w) == 0]).min() > 0  # the gradient by a weight of 0 is exact
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_statistics_and_what_holds_them_can_be_copied_and_pickled(duplicate):
+    with mx.stream(mx.cpu):
+        stats = ReadoutStatistics(3, 2, bias=False).update(*rows(20, 3, 2, dtype=mx.float64)[:2])
+        other = duplicate(stats)
+        assert repr(other) == repr(stats) and other.dtype == mx.float64
+        assert_same(other, stats, 0)
+        assert all(part.dtype == mx.float64 for part in other.moments)
+        other.update(*rows(10, 3, 2)[:2])
+        assert (stats.count, other.count) == (20, 30)
+        module = nn.Linear(3, 2)
+        module.stats = stats
+        assert_same(duplicate(module).stats, stats, 0)
+
+
+def test_one_target_may_be_a_vector_and_sizes_integers_of_numpy():
+    x, y, w = rows(30, 3, 1)
+    expected = ReadoutStatistics(3, 1).update(x, y, w)
+    assert_same(ReadoutStatistics(np.int64(3), np.uint8(1)).update(x, y[:, 0], w), expected, 0)
+    assert_same(ReadoutStatistics(3, 1).update(x.reshape(5, 6, 3), y.reshape(5, 6), w.reshape(5, 6)), expected, 1e-14)
+    assert_close(moments(x, y[:, 0], w).xy, expected.moments.xy, 1e-14)
+    assert ReadoutStatistics(3, 1).update(x[0], y[0, 0]).count == 1
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("rank", [5, 3, 0])
+@pytest.mark.parametrize("l2", [0.0, 1e-6, 1.0, 1e6, [0.1, 5.0], [[0.1], [2.0], [3.0], [1.0], [9.0]]], ids=str)
+def test_values_by_numpy_are_those_of_the_lazy_functions(l2, rank, scale, dtype, monkeypatch):
+    with mx.stream(mx.cpu):
+        rng = np.random.default_rng(0)
+        x = scale * rng.normal(size=(40, 5))
+        x[:, rank:] = x[:, :rank] @ rng.normal(size=(rank, 5 - rank))
+        x, y = mx.array(x, dtype), mx.array(rng.normal(size=(40, 2)), dtype)
+        l2 = l2 * scale**2 if isinstance(l2, float) else mx.array(l2) * scale**2
+        m = ReadoutStatistics(5, 2).update(x, y).moments
+        for got, part in zip(m, moments(x, y), strict=True):
+            assert_close(got, part, 1e-13)
+        weight, _ = solve_moments(m, l2, dtype=mx.float64)
+        monkeypatch.setattr(_values, "evaluated", lambda *_: False)  # as in a compiled graph
+        # The smallest penalty leaves a condition number of some 1e8.
+        assert_close(weight, solve_moments(m, l2, dtype=mx.float64)[0], 1e-7)
+
+
 X = mx.zeros((4, 3))
 Y = mx.zeros((4, 2))
 NAN_IN_ROW_2 = mx.where(mx.arange(12).reshape(4, 3) == 7, mx.nan, X)
@@ -197,7 +308,8 @@ REFUSED = {
     "inf weight": ((X, Y, mx.array([np.inf, 0.0, 0.0, 0.0])), ValueError, "but got inf in row 0"),
     "nan row": ((NAN_IN_ROW_2, Y), ValueError, "x must be finite, but got nan in row 2"),
     "inf row": ((X, Y + mx.array([0.0, mx.inf])), ValueError, "y must be finite, but got inf in row 0"),
-    "nan row of weight 0": ((X + mx.nan, Y, mx.zeros((4,))), ValueError, "x must be finite, but got nan in row 0"),
+    "nan row of weight 1": ((NAN_IN_ROW_2, Y, mx.array([0.0, 0, 1, 0])), ValueError, "x must be finite, but got nan"),
+    "time stamps": ((mx.array([[2**24 + 1] * 3] * 4), Y), ValueError, "integers in x must be exact .* 16777217.*float"),
 }
 
 
@@ -236,6 +348,7 @@ def bad_value(call, message):
         (lambda s: s.merge(s.moments), TypeError, "other must be ReadoutStatistics, but got Moments"),
         bad_value(lambda s: s.solve(-1.0), "l2 must be non-negative and finite, but got -1.0"),
         bad_value(lambda s: s.gcv(float("inf")), "l2 must be non-negative and finite, but got inf"),
+        bad_value(lambda s: s.uncertainty(-2.0), "l2 must be non-negative and finite, but got -2.0"),
         bad_value(lambda s: s.solve(mx.ones((3,))), r"l2 must broadcast against the solution \(3, 2\)"),
         bad_value(lambda s: s.solve(mx.ones((5, 3, 2))), r"l2 must have at most 2 dimensions, but got shape \(5,"),
         bad_value(lambda s: ReadoutStatistics(-1, 2), "input_dims must be a non-negative integer, but got -1"),
@@ -248,6 +361,12 @@ def test_errors(call, error, message):
     with pytest.raises(error, match=rf"^\[pinvnn\.[A-Za-z_.]+\] .*{message}"):
         call(stats)
     assert stats.moments is before
+
+
+@pytest.mark.parametrize("method", ["solve", "gcv", "uncertainty"])
+def test_errors_name_the_method_that_was_called(method):
+    with pytest.raises(ValueError, match=rf"^\[pinvnn.ReadoutStatistics.{method}\] l2 must be non-negative"):
+        getattr(filled(), method)(-1)
 
 
 def test_repr():
