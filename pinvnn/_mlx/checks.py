@@ -33,12 +33,24 @@ def array(name: str, label: str, x: Any, ndim: int = 0) -> mx.array:
         try:
             if isinstance(x, (str, bytes)) or x is None:
                 raise TypeError
-            x = mx.array(x)
-        except (TypeError, ValueError, RuntimeError):
-            fail(name, f"{label} must be an array", f"{type(x).__name__} {x!r:.40}", "Pass an mx.array.", TypeError)
+            # MLX refuses negative strides, as NumPy's x[::-1] has them.
+            x = mx.array(x.copy() if min(getattr(x, "strides", ()), default=0) < 0 else x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got, remedy = _unconvertible(x, error)
+            fail(name, f"{label} must be an array", f"{type(x).__name__} {got}", remedy, TypeError)
     if x.ndim < ndim:
         fail(name, f"{label} must have at least {ndim} dimensions", f"shape {x.shape}", f"Reshape {label}.")
     return x
+
+
+def _unconvertible(x: Any, error: Exception) -> tuple[str, str]:
+    """What ``x`` is that ``mx.array`` refuses with ``error``, after the name of its type; and a remedy."""
+    kind = getattr(getattr(x, "dtype", None), "kind", "")
+    if kind and kind not in "biufc":
+        return f"of {x.dtype}", "Pass numbers: x.astype(float)."
+    if "non-uniform length" in str(error):
+        return "of lists that differ in length", "Pass lists of the same length."
+    return f"{x!r:.40}", "Pass an mx.array."
 
 
 def matrix(name: str, a: ArrayLike, hermitian: bool = False) -> mx.array:

@@ -39,7 +39,8 @@ class RidgeClassifier(LeastSquaresReadout):
         bias (bool, optional): Whether there is an intercept. Default: ``True``.
         learn_l2 (bool, optional): Make ``l2`` a trainable parameter. Default: ``False``.
         class_weights (array or str, optional): Weights ``(c,)`` by which the rows of each class are multiplied, or
-            ``"balanced"``, which gives the rows of every class the total weight m / c. Default: ``None``.
+            ``"balanced"``, which gives the rows of every class the total weight m / c. Leave-one-out figures keep the
+            weights of all rows; refits would balance the rows that are left anew. Default: ``None``.
 
     Attributes:
         scale (array): Scale of the logits, ``()``; trainable.

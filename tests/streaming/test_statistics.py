@@ -127,6 +127,13 @@ def test_statistics_take_any_array_like_rows():
     assert ReadoutStatistics(2, 1).update([[1.0, 2.0]], np.array([[3.0]])).count == 1
 
 
+@pytest.mark.parametrize("view", [lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a[::-2]])
+def test_arrays_of_negative_strides_are_copied(view):
+    x, y = np.arange(12.0).reshape(4, 3), np.arange(8.0).reshape(4, 2)
+    got, expected = ReadoutStatistics(3, 2).update(view(x), view(y)), [np.ascontiguousarray(view(a)) for a in (x, y)]
+    assert_same(got, ReadoutStatistics(3, 2).update(*expected), 0)
+
+
 def test_float64_rows_make_a_float64_readout():
     with mx.stream(mx.cpu):
         x, y, _ = rows(30, 3, 2, dtype=mx.float64)
@@ -302,6 +309,8 @@ REFUSED = {
     "string": (("abc", Y), TypeError, "x must be an array, but got str"),
     "complex": ((X.astype(mx.complex64), Y), TypeError, "x must be real, but got complex64"),
     "weights shape": ((X, Y, mx.ones((4, 1))), ValueError, r"weights .* shape \(4,\), but got shape \(4, 1\)"),
+    "objects": ((np.array([[1.0, 2.0, 3.0]] * 4, object), Y), TypeError, r"x .* got ndarray of object. Pass numbers"),
+    "ragged": (([[1.0, 2.0, 3.0], [1.0]], Y), TypeError, "x must be .* got list of lists that differ in"),
     "weights type": ((X, Y, object()), TypeError, "weights must be an array, but got object"),
     "negative": ((X, Y, mx.array([1.0, 0.0, -2.0, 1.0])), ValueError, "non-negative and finite, but got -2.0 in row 2"),
     "nan weight": ((X, Y, mx.array([1.0, 0.0, 0.0, np.nan])), ValueError, "but got nan in row 3"),
