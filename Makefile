@@ -60,6 +60,8 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	@echo "== types: pyright"
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pyright --pythonpath $(PY) -p tests/types
+	PYTHONPATH=. $(PY) -m tests.types.score
 
 bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"

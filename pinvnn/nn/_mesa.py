@@ -94,16 +94,16 @@ class MesaLayer(nn.Module):
         if not 0 < l2 < float("inf"):
             checks.fail(name, "l2 must be positive and finite", f"{l2}", "Start from 1.")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(dims, dims, bias=bias)
-        self.k_proj = nn.Linear(dims, dims, bias=bias)
-        self.v_proj = nn.Linear(dims, dims, bias=bias)
-        self.o_proj = nn.Linear(dims, dims, bias=bias)
+        self.q_proj: nn.Linear = nn.Linear(dims, dims, bias=bias)
+        self.k_proj: nn.Linear = nn.Linear(dims, dims, bias=bias)
+        self.v_proj: nn.Linear = nn.Linear(dims, dims, bias=bias)
+        self.o_proj: nn.Linear = nn.Linear(dims, dims, bias=bias)
         if learn_l2:
-            self.log_l2 = mx.full((num_heads,), math.log(l2))
+            self.log_l2: mx.array = mx.full((num_heads,), math.log(l2))
         else:
             self._l2 = float(l2)
         if forget:
-            self.decay_proj = nn.Linear(dims, num_heads)
+            self.decay_proj: nn.Linear = nn.Linear(dims, num_heads)
             half_lives = [2 ** (4 + 6 * i / max(num_heads - 1, 1)) for i in range(num_heads)]
             kept = [0.5 ** (1 / half_life) for half_life in half_lives]
             self.decay_proj.bias = mx.array([math.log(g / (1 - g)) for g in kept])

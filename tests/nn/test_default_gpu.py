@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from pinvnn.nn import LeastSquaresReadout, PseudoInverse, RidgeClassifier
-from tests.support.emulated_gpu import placed
+from tests.support.emulated_gpu import finite, placed
 
 M, N, K = 9, 3, 2
 
@@ -50,7 +50,9 @@ def test_the_readout(gpu, method, transform, dtype):
         for weights in (None, w):
             with placed(dtype):
                 out = TRANSFORMS[transform](lambda x: METHODS[method](readout, x, y, weights), x)  # noqa: B023
-            mx.eval(out)
+            assert finite(out)
+            assert gpu.calls.total() > 0
+            gpu.calls.clear()
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
@@ -59,8 +61,9 @@ def test_fits_and_classifiers(gpu, dtype):
     fitted = LeastSquaresReadout(N, K, l2=0.5, learn_l2=True).fit(x, y, w)
     labels = mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
     classifier = RidgeClassifier(N, 3, class_weights="balanced").fit(x, labels, w)
+    assert "l2=0.5" in repr(fitted)
     with placed(dtype):
-        mx.eval(fitted(x), fitted.to_linear()(x), PseudoInverse()(x), repr(fitted) and fitted.l2)
-        mx.eval(classifier.predict_proba(x), classifier.predict(x), classifier.to_linear()(x))
-        mx.eval(mx.grad(lambda x: mx.sum(classifier.adapt(x, labels, x, w)))(x))
-        mx.eval(mx.grad(lambda x: classifier.loo_loss(x, labels, w))(x))
+        assert finite(fitted(x), fitted.to_linear()(x), PseudoInverse()(x), fitted.l2)
+        assert finite(classifier.predict_proba(x), classifier.predict(x), classifier.to_linear()(x))
+        assert finite(mx.grad(lambda x: mx.sum(classifier.adapt(x, labels, x, w)))(x))
+        assert finite(mx.grad(lambda x: classifier.loo_loss(x, labels, w))(x))

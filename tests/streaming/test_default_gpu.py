@@ -7,6 +7,7 @@ import pytest
 
 from pinvnn.streaming import ReadoutStatistics, RecursiveLeastSquares, gcv_moments, moments, reduce_moments
 from pinvnn.streaming import solve_moments as solve
+from tests.support.emulated_gpu import finite
 from tests.support.rows import rows
 
 
@@ -50,4 +51,4 @@ def test_statistics(gpu, dtype, tmp_path):
 def test_recursive(gpu):
     x, y, _ = rows(20, 3, 2)
     rls = RecursiveLeastSquares(3, 2, 0.1, 0.9).update(x, y).update(x[0], y[0])
-    mx.eval(rls.weight, rls.bias, rls(x))
+    assert finite(rls.weight, rls.bias, rls(x))

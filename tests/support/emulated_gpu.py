@@ -237,6 +237,12 @@ def placed(dtype):
     return mx.stream(mx.cpu) if dtype == mx.float64 else nullcontext()
 
 
+def finite(*trees):
+    """Whether all entries of all arrays are finite; looked at on the CPU."""
+    with mx.stream(mx.cpu):
+        return all(mx.all(mx.isfinite(x)).item() for x in _arrays(trees))
+
+
 def _is_cpu(stream):
     return stream is not None and (stream == mx.cpu or getattr(stream, "device", None) == mx.cpu)
 
