@@ -9,6 +9,7 @@ from .._mlx import dtypes, fail, on_cpu, size
 from .._types import ArrayLike, Penalty
 from ..nn import Uncertainty
 from ._distributed import Group, agree, gather, reduce_moments
+from ._eraser import eraser_of_moments
 from ._file import Path, read, write
 from ._moments import Moments, attached_moments, empty_moments, finite, merge_moments, negated, scaled
 from ._rows import check_rows, check_values, refuse_values
@@ -256,6 +257,29 @@ class ReadoutStatistics:
             array([0.141], dtype=float32)
         """
         return uncertainty_of_moments("ReadoutStatistics.uncertainty", self._moments, l2, self.bias, self.dtype)
+
+    def eraser(self) -> tuple[mx.array, mx.array]:
+        """The affine map that erases the targets from the inputs (LEACE): ``x @ weight.T + bias``.
+
+        Of what it returns no linear readout can predict the targets better than their mean does, and among all affine
+        maps with that property it moves the inputs least (in mean squares). Not differentiable.
+
+        Returns:
+            ``weight`` ``(n, n)`` and ``bias`` ``(n,)``. The identity if there are no rows.
+
+        References:
+            N. Belrose et al., LEACE: Perfect linear concept erasure in closed form, NeurIPS 2023, arXiv 2306.03819,
+            Theorem 4.3.
+
+        Examples:
+            >>> import mlx.core as mx
+            >>> from pinvnn.streaming import ReadoutStatistics
+            >>> x = mx.array([[0.0, 1.0], [1.0, 3.0], [2.0, 0.0], [3.0, 2.0]])
+            >>> weight, bias = ReadoutStatistics(2, 1).update(x, x[:, 0]).eraser()
+            >>> (x @ weight.T + bias)[:, 0].round(3)
+            array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+        """
+        return eraser_of_moments(self._moments, self.dtype)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file. If writing fails, the file that was there before stays.
