@@ -16,6 +16,9 @@ NAME = "SeparableGaussNewton"
 DENSE_PARAMETERS = 200
 """Parameters up to which ``method="auto"`` forms the Gauss-Newton matrix: p forward products, where CG takes tens."""
 
+MAX_DAMPING = 1e100
+"""Steps refused again and again would otherwise drive the damping to infinity, from which it never returns."""
+
 
 class SeparableStep(NamedTuple):
     """What a step of :class:`SeparableGaussNewton` did.
@@ -180,8 +183,8 @@ class SeparableGaussNewton:
             self._damping *= max(1 / 3, 1 - (2 * ratio - 1) ** 3)
             self._growth = 2.0
             return True
-        self._damping *= self._growth
-        self._growth *= 2
+        self._damping = min(self._damping * self._growth, MAX_DAMPING)
+        self._growth = min(2 * self._growth, MAX_DAMPING)
         return False
 
     def _keep(self, h: mx.array, y: mx.array, weights: mx.array | None, fit: ReadoutFit) -> None:

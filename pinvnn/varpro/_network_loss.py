@@ -118,7 +118,10 @@ def conjugate_gradients(
         if square <= stop:
             return p, r, count
         bd = product(d) + damping * d
-        length = square / float(d @ bd)
+        curvature = float(d @ bd)
+        if not curvature > 0:  # So small a gradient that its square has no float64.
+            return p, r, count + 1
+        length = square / curvature
         p, r = p + length * d, r - length * bd
         before, square = square, float(r @ r)
         d = r + (square / before) * d

@@ -110,11 +110,11 @@ REDUNDANT = {
 
 
 @pytest.mark.parametrize("jacobian", ["full", "kaufman"])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
-@pytest.mark.parametrize("name", REDUNDANT)
+@pytest.mark.parametrize(
+    ("name", "dtype"),  # exp(300) has no float32.
+    [(name, mx.float64) for name in REDUNDANT] + [(name, mx.float32) for name in REDUNDANT if "large" not in name],
+)
 def test_an_undetermined_parameter_spoils_no_other(name, dtype, jacobian, alone):
-    if name == "a large factor" and dtype == mx.float32:
-        pytest.skip("exp(300) has no float32")
     column, start = REDUNDANT[name]
     t, y = float64(T).astype(dtype), float64(Y).astype(dtype)
     found = varpro(lambda a: columns(column(a, t), mx.ones_like(t)), float64(start).astype(dtype), y, jacobian=jacobian)

@@ -287,3 +287,20 @@ X, Y = mx.ones((4, DIMS)), mx.ones((4, K))
 def test_bad_batches_are_refused(batch, message):
     with pytest.raises(ValueError, match=rf"\[pinvnn\.SeparableGaussNewton\] {message}\. "):
         SeparableGaussNewton(nn.Linear(DIMS, N), nn.Linear(N, K)).step(*batch)
+
+
+def test_a_gradient_whose_square_has_no_float64_ends_conjugate_gradients():
+    move, left, count = conjugate_gradients(lambda u: 1e-200 * u, np.full(3, 1e-155), 1e-200, 1e-3, 10)
+    assert count == 1
+    np.testing.assert_array_equal(move, 0)
+    np.testing.assert_array_equal(left, np.full(3, -1e-155))
+
+
+def test_the_damping_stays_finite_where_every_step_is_refused():
+    x = mx.linspace(-1, 1, 30)[:, None]
+    features, readout = nn.Sequential(nn.Linear(1, 3), nn.Tanh()), nn.Linear(3, 1)
+    optimizer = SeparableGaussNewton(features, readout)
+    optimizer.step(x, x)
+    for _ in range(100):
+        assert not optimizer._accept(-1.0, 1.0, 0.0)
+    assert np.isfinite(optimizer._damping) and np.isfinite(optimizer._growth)
