@@ -102,22 +102,23 @@ def attached_moments(x: mx.array, y: mx.array, weights: mx.array | None, bias: b
     value = moments_value(x, y, w, bias, _rows_in_block(x, y))
     rows = (x, y) if w is None else (x, y, w)
     with on_cpu():
+        xx = _attached(w is not None, bias, True)(*rows, mx.array(value.pop(3), mx.float64))
         flat = mx.array(np.concatenate([part.reshape(-1) for part in value]), mx.float64)
-        flat = _attached(w is not None, bias)(*rows, flat)
-        ends = np.cumsum([part.size for part in value])
-        parts = mx.split(flat, ends[:-1].tolist())
-        return Moments(*(part.reshape(like.shape) for part, like in zip(parts, value, strict=True)))
+        flat = _attached(w is not None, bias, False)(*rows, flat)
+        parts = mx.split(flat, np.cumsum([part.size for part in value])[:-1].tolist())
+        count, x_mean, y_mean, xy, yy = (p.reshape(like.shape) for p, like in zip(parts, value, strict=True))
+        return Moments(count, x_mean, y_mean, xx, xy, yy)
 
 
 @cache
-def _attached(weighted: bool, bias: bool):
-    """Attaches the derivative of all moments, one after the other, to their value."""
+def _attached(weighted: bool, bias: bool, of_xx: bool):
+    """Attaches their derivative to the values of xx, the large one, or of all other moments, one after the other."""
 
     def plain(x, y, w=None):
         m = reduce(merge_moments, block_moments(x, y, w, bias))
-        return mx.concatenate([part.reshape(-1) for part in m])
+        return m.xx if of_xx else mx.concatenate([part.reshape(-1) for part in (*m[:3], *m[4:])])
 
-    return attach_like(plain, 2 + weighted, (2, 2, 1, 1) if weighted else (2, 2, 1))
+    return attach_like(plain, 2 + weighted, (2, 2, *[1] * weighted, 1 + of_xx))
 
 
 def _rows_in_block(x, y):
