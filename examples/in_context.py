@@ -1,6 +1,6 @@
 """Learning in context: one layer that fits a ridge regression as it reads, beside linear and softmax attention.
 
-    python examples/in_context.py [--steps 500] [--recall-steps 300] [--seeds 2]
+    python examples/in_context.py [--steps 900] [--recall-steps 300] [--seeds 2]
 
 Two tasks that no weights can know in advance, with one layer of the same size each:
 
@@ -173,7 +173,7 @@ def train_recall(kind, seed, steps, test, bar):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3 if SMALL else 500)
+    parser.add_argument("--steps", type=int, default=3 if SMALL else 900)
     parser.add_argument("--recall-steps", type=int, default=2 if SMALL else 300)
     parser.add_argument("--seeds", type=int, default=1 if SMALL else 2)
     parser.add_argument("--noise", type=float, default=NOISE, help="standard deviation, of the systems")
