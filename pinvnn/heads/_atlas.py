@@ -12,13 +12,13 @@ from ._data import Split, Task, read_dataset
 from ._extract import Pooling, tokens_needed
 from ._features import check_layers
 from ._files import CHECKPOINT, Checkpoint, check_folder
-from ._grid import solve_grid
+from ._grid import score_spread, solve_grid
 from ._head import Head
 from ._model import ModelLike, load_model
 from ._options import Options
 from ._report import BEST_HEAD, save
 from ._result import Atlas
-from ._score import Tally
+from ._score import Scores, Tally, scales_to_try
 from ._stream import CHUNK, Reader
 
 
@@ -139,9 +139,10 @@ def run(
             statistics = [stats.all_reduce(group) for stats in statistics]
     with reader.clock.measure("solve"):
         solved = [solve_grid(stats, options.grid) for stats in statistics]
-        mx.eval(solved)
+        spreads = [score_spread(stats, weights) for stats, (weights, *_) in zip(statistics, solved, strict=True)]
+        mx.eval(solved, spreads)
     del statistics  # gigabytes of a large model
-    result = _choose(reader, solved, options.grid, len(sizes), resumed, group)
+    result = _choose(reader, solved, spreads, options.grid, len(sizes), resumed, group)
     if output is not None and saved is not None:
         if group.rank() == 0:
             write(result, output)
@@ -218,6 +219,7 @@ def _update(layer: int, stats: ReadoutStatistics, features: mx.array, targets: m
 def _choose(
     reader: Reader,
     solved: list[tuple[mx.array, mx.array, mx.array]],
+    spreads: list[mx.array],
     grid: list[float],
     states: int,
     resumed: int,
@@ -228,6 +230,7 @@ def _choose(
     Args:
         reader: Reads the validation and test texts.
         solved: Weights, biases and GCV scores of each layer, see :func:`solve_grid`.
+        spreads: Standard deviations of the scores of each layer, see :func:`score_spread`.
         grid: The penalties.
         states: How many states the model has.
         resumed: How many texts came from a checkpoint.
@@ -236,12 +239,17 @@ def _choose(
     weights, biases, gcv = ([part[i] for part in solved] for i in range(3))
     table: Any = [scores.tolist() for scores in gcv]
     splits = reader.dataset.splits
-    valid = _score(reader, splits["valid"], weights, biases, group) if "valid" in splits else None
-    chosen = [_best_column(i, valid, table) for i in range(len(weights))]
-    test = None
+    valid = test = None
+    if "valid" in splits:
+        scales = [scales_to_try(spread, bias) for spread, bias in zip(spreads, biases, strict=True)]
+        valid = _score(reader, splits["valid"], weights, biases, scales, group)
+    chosen = [_best_column(i, valid.score if valid else None, table) for i in range(len(weights))]
     if "test" in splits:
         best, bias = ([part[i : i + 1] for part, i in zip(parts, chosen, strict=True)] for parts in (weights, biases))
-        test = [scores[0] for scores in _score(reader, splits["test"], best, bias, group)]
+        scales = None
+        if valid is not None and valid.scale is not None:
+            scales = [mx.array([[row[i]]]) for row, i in zip(valid.scale, chosen, strict=True)]
+        test = _score(reader, splits["test"], best, bias, scales, group)
     return Atlas(
         source=reader.source,
         dataset=reader.dataset,
@@ -252,19 +260,33 @@ def _choose(
         weights=weights,
         biases=biases,
         gcv=table,
-        valid=valid,
+        valid=valid and valid.score,
         chosen=chosen,
-        test=test,
+        test=test and _first(test.score),
         clock=reader.clock,
         resumed=resumed,
+        scale=valid and valid.scale,
+        valid_log_loss=valid and valid.log_loss,
+        valid_calibration_error=valid and valid.calibration_error,
+        test_log_loss=test and _first(test.log_loss),
+        test_calibration_error=test and _first(test.calibration_error),
     )
 
 
+def _first(scores: list[list[float]] | None) -> list[float] | None:
+    return None if scores is None else [row[0] for row in scores]
+
+
 def _score(
-    reader: Reader, split: Split, weights: list[mx.array], biases: list[mx.array], group: mx.distributed.Group
-) -> list[list[float]]:
-    """Scores ``[layer][l2]`` of one split, for weights and biases as those of :class:`Atlas`."""
-    tally = Tally(weights, biases, classification=bool(reader.dataset.classes))
+    reader: Reader,
+    split: Split,
+    weights: list[mx.array],
+    biases: list[mx.array],
+    scales: list[mx.array] | None,
+    group: mx.distributed.Group,
+) -> Scores:
+    """Scores of one split; the arguments are those of :class:`Tally`."""
+    tally = Tally(weights, biases, bool(reader.dataset.classes), scales)
     for chunk in reader.chunks(split):
         if chunk.features:
             with reader.clock.measure("score"):

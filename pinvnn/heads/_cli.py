@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import sys
 import warnings
@@ -165,6 +166,8 @@ def run_predict(args: argparse.Namespace) -> None:
     known: list[tuple[Label, Label]] = []
     for row, (label, scores) in zip(rows(), answers, strict=True):
         score = {"score": max(scores)} if head.config.labels else {}
+        if head.config.scale is not None:
+            score["probability"] = 1 / sum(math.exp(head.config.scale * (x - max(scores))) for x in scores)
         print(json.dumps({"text": row.text, "label": label, **score}, ensure_ascii=False))
         if row.label is not None:
             known.append((row.label, label))

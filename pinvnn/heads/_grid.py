@@ -42,8 +42,25 @@ def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array,
                 rss = m.yy - mx.sum(rotated**2 * ((values + 2 * penalty) / shrunk**2), axis=0)
                 free = m.count - 1 - mx.sum(values / shrunk)
                 score = mx.mean(m.count * rss / free**2)
-                score = mx.where(free > 0, score, mx.array(float("nan"), mx.float64))
+                # As gcv_moments: far above the rounding error of a trace, and far below one row.
+                score = mx.where(free > 1e-9 * m.count, score, mx.array(float("nan"), mx.float64))
             weights.append(weight.astype(mx.float32))
             biases.append(bias.astype(mx.float32))
             scores.append(score.astype(mx.float32))
         return mx.stack(weights), mx.stack(biases), mx.stack(scores)
+
+
+def score_spread(stats: ReadoutStatistics, weights: mx.array) -> mx.array:
+    """Standard deviation over the rows of the outputs of readouts, the root mean square of all outputs.
+
+    Args:
+        stats (ReadoutStatistics): Statistics of the rows.
+        weights (array): Weights ``(G, k, n)``.
+
+    Returns:
+        array: ``(G,)`` in float32.
+    """
+    m = stats.moments
+    with on_cpu():
+        w = weights.astype(mx.float64)
+        return mx.sqrt(mx.mean(mx.sum((w @ m.xx) * w, axis=-1), axis=-1) / m.count).astype(mx.float32)

@@ -49,7 +49,9 @@ class HeadConfig:
         task: ``"classification"`` or ``"regression"``.
         labels: The labels of a classification, in the order of the head's outputs.
         l2: Penalty of the fit.
-        scores: By split, accuracy of a classification or R^2 of a regression.
+        scores: By split, accuracy of a classification or R^2 of a regression; and of a classification with validation
+            texts the log-loss and the expected calibration error of its probabilities.
+        scale: Probabilities are ``softmax(scale * scores)``; None if no validation texts have set it.
         versions: By package, the versions that the head was made with.
     """
 
@@ -65,6 +67,7 @@ class HeadConfig:
     l2: float
     scores: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    scale: float | None = None
 
 
 class Head(nn.Module):
@@ -123,6 +126,21 @@ class Head(nn.Module):
             array: ``(batch, outputs)``: one for each label, or the number of a regression.
         """
         return self.readout(self.features(tokens, lengths))
+
+    def probabilities(self, tokens: mx.array, lengths: mx.array) -> mx.array:
+        """Probabilities of the labels for token ids as in :meth:`features`.
+
+        Returns:
+            array: ``(batch, labels)`` in float32: the softmax of the scores times the scale with the smallest log-loss
+            on the validation texts.
+
+        Raises:
+            ValueError: The head is a regression, or no validation texts have set its scale.
+        """
+        if self.config.scale is None:
+            rule = "a head with probabilities must be a classification fitted with valid.jsonl"
+            fail("Head", rule, f"a {self.config.task} without a scale", "Fit it with validation texts.")
+        return mx.softmax(self.config.scale * self.scores(tokens, lengths), axis=-1)
 
     def predict(
         self, texts: Iterable[str], batch_size: int = 16

@@ -39,6 +39,7 @@ def report(result: Atlas) -> dict[str, Any]:
                 "valid": None if result.valid is None else result.valid[i],
                 "gcv": [value if value == value else None for value in result.gcv[i]],
                 "test": None if result.test is None else result.test[i],
+                **_probabilities(result, i),
             }
             for i, layer in enumerate(result.layers)
         ],
@@ -51,16 +52,35 @@ def report(result: Atlas) -> dict[str, Any]:
     }
 
 
+def _probabilities(result: Atlas, index: int) -> dict[str, Any]:
+    """Scores of the probabilities of one layer; none for a regression."""
+    if not result.dataset.classes:
+        return {}
+    names = ("scale", "valid_log_loss", "valid_calibration_error", "test_log_loss", "test_calibration_error")
+    return {name: None if (part := getattr(result, name)) is None else part[index] for name in names}
+
+
 def table(result: Atlas) -> str:
     """A line for each layer with its best penalty and its scores."""
     kind = metric(result)
     lines = [f"{'layer':>9}  {'l2':>8}  {'valid ' + kind:>14}  {'test ' + kind:>14}"]
+    held_out = [("valid", result.valid_log_loss, result.valid_calibration_error)]
+    held_out += [("test", result.test_log_loss, result.test_calibration_error)]
+    for name, losses, _ in held_out:
+        if losses is not None:
+            lines[0] += f"  {name + ' log-loss':>14}  {name + ' ECE':>9}"
     for i in range(len(result.layers)):
         column = result.chosen[i]
         valid = "" if result.valid is None else f"{result.valid[i][column]:.4f}"
         test = "" if result.test is None else f"{result.test[i]:.4f}"
         mark = "  best" if i == result.best else ""
-        lines.append(f"{result.layer_name(i):>9}  {result.l2[column]:8.3g}  {valid:>14}  {test:>14}{mark}")
+        line = f"{result.layer_name(i):>9}  {result.l2[column]:8.3g}  {valid:>14}  {test:>14}"
+        for _, *parts in held_out:
+            for part, width in zip(parts, (14, 9), strict=True):
+                if part is not None:
+                    value = part[i]
+                    line += f"  {value[column] if isinstance(value, list) else value:{width}.4f}"
+        lines.append(line + mark)
     return "\n".join(lines)
 
 

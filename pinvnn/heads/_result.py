@@ -32,6 +32,12 @@ class Atlas:
         test: For each layer the score of that penalty on the test texts; None without ``test.jsonl``.
         clock: Seconds that each part of the run took, and the number of tokens.
         resumed: Number of texts that a checkpoint held already.
+        scale: Probabilities are ``softmax(scale * outputs)`` with the scale, ``[layer][l2]``, of the smallest log-loss
+            on the validation texts; None for a regression and without ``valid.jsonl``, as all that follows.
+        valid_log_loss: Mean cross-entropy on the validation texts, ``[layer][l2]``.
+        valid_calibration_error: Expected calibration error on the validation texts, ``[layer][l2]``, in 15 bins.
+        test_log_loss: Mean cross-entropy on the test texts of the best penalty of each layer.
+        test_calibration_error: Expected calibration error on the test texts of the best penalty of each layer.
     """
 
     source: LanguageModel
@@ -48,6 +54,11 @@ class Atlas:
     test: list[float] | None
     clock: Clock
     resumed: int = 0
+    scale: list[list[float]] | None = None
+    valid_log_loss: list[list[float]] | None = None
+    valid_calibration_error: list[list[float]] | None = None
+    test_log_loss: list[float] | None = None
+    test_calibration_error: list[float] | None = None
 
     def layer_name(self, index: int) -> str:
         """The layer at ``index`` in :attr:`layers`: ``"embedding"``, ``"norm"``, or its number."""
@@ -75,11 +86,10 @@ class Atlas:
         weight, bias = self.weights[index][column], self.biases[index][column]
         readout = LeastSquaresReadout(weight.shape[1], weight.shape[0], l2=self.l2[column])
         readout.load_weights([("weight", weight), ("bias", bias)])
-        scores = {}
-        if self.valid is not None:
-            scores["valid"] = self.valid[index][column]
-        if self.test is not None:
-            scores["test"] = self.test[index]
+        kinds = ("", "_log_loss", "_calibration_error")
+        names = [split + kind for split in ("valid", "test") for kind in kinds]
+        found = {name: part[index] for name in names if (part := getattr(self, name)) is not None}
+        scores = {name: row[column] if isinstance(row, list) else row for name, row in found.items()}
         config = HeadConfig(
             model=self.source.name,
             model_type=self.source.model_type,
@@ -92,5 +102,6 @@ class Atlas:
             labels=self.dataset.classes,
             l2=self.l2[column],
             scores=scores,
+            scale=None if self.scale is None else self.scale[index][column],
         )
         return Head(config, self.source, readout)
