@@ -15,7 +15,7 @@ import mlx.core as mx
 from .._factor.causal_values import causal_values
 from .._mlx.attach import attach
 from .._mlx.place import on_cpu
-from .decayed import attention, chunk_length, decay_matrix, joined, split, states
+from .decayed import attention, chunk_length, joined, split, states
 
 
 def product(k: mx.array, g: mx.array, l2: mx.array, start: mx.array, x: mx.array) -> mx.array:
@@ -41,7 +41,7 @@ def causal_solve(k: mx.array, g: mx.array, l2: mx.array, start: mx.array, q: mx.
     length = chunk_length(positions)
     with on_cpu():
         keys, decay = split(k, -2, length), split(g, -1, length, 1.0)
-        before = states(keys, keys, decay, start, decay_matrix(decay))[..., :-1, :, :]
+        before = states(keys, keys, decay, start)[..., :-1, :, :]
         value = causal_values(keys, decay, l2, split(q, -2, length), before)
         return _attached(k, g, l2, start, q, joined(value, positions))
 

@@ -75,7 +75,21 @@ def prefix(g: mx.array, x: mx.array) -> mx.array:
     return joined(inside + faded * before[..., None, :], positions)
 
 
-def states(k: mx.array, v: mx.array, g: mx.array, start: mx.array, d: mx.array) -> mx.array:
+def fading(g: mx.array) -> tuple[mx.array, mx.array]:
+    """What is left after the last of T rows: of each row i, D_Ti ``(..., T)``, and of all before them, ``(...)``.
+
+    Recursive least squares weighs its rows by it, too (``pinvnn.streaming``).
+    """
+    with on_cpu():
+        left = mx.concatenate([g, mx.ones((*g.shape[:-1], 1), g.dtype)], axis=-1)
+        step = 1
+        while step < left.shape[-1]:  # left_i = g_i ... g_T, the product of twice as many factors each time
+            left = mx.concatenate([left[..., :-step] * left[..., step:], left[..., -step:]], axis=-1)
+            step *= 2
+        return left[..., 1:], left[..., :1].squeeze(-1)
+
+
+def states(k: mx.array, v: mx.array, g: mx.array, start: mx.array) -> mx.array:
     """sum_i D_ti k_i v_i^T before each chunk and, last, after all of them.
 
     Args:
@@ -83,14 +97,13 @@ def states(k: mx.array, v: mx.array, g: mx.array, start: mx.array, d: mx.array) 
         v: ``(..., N, C, p)``.
         g: ``(..., N, C)``.
         start: The sum before the first position, ``(..., n, p)``.
-        d: The weights within each chunk, :func:`decay_matrix` of ``g``.
 
     Returns:
         ``(..., N + 1, n, p)``.
     """
     count, n, p = k.shape[-3], k.shape[-1], v.shape[-1]
-    sums = (k * d[..., -1:, :].mT).mT @ v
-    faded = (d[..., -1, :1] * g[..., :1]).squeeze(-1)
+    weights, faded = fading(g)
+    sums = (k * weights[..., None]).mT @ v
     batch = mx.broadcast_shapes(sums.shape[:-3], faded.shape[:-1], start.shape[:-2])
     start = mx.broadcast_to(start.reshape(*start.shape[:-2], 1, n * p), (*batch, 1, n * p))
     sums = mx.broadcast_to(sums.reshape(*sums.shape[:-2], n * p), (*batch, count, n * p))
@@ -118,7 +131,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, g: mx.array, start: mx.arra
         q, k, v = (split(x, -2, length) for x in (q, k, v))
         g = split(g, -1, length, 1.0)
         d = decay_matrix(g)
-        before = states(k, v, g, start, d)[..., :-1, :, :]
+        before = states(k, v, g, start)[..., :-1, :, :]
         inside = ((q @ k.mT) * d) @ v
         return joined(inside + (d[..., :, :1] * g[..., :1, None] * q) @ before, positions)
 
@@ -128,4 +141,4 @@ def end_state(k: mx.array, v: mx.array, g: mx.array, start: mx.array) -> mx.arra
     length = chunk_length(k.shape[-2])
     with on_cpu():
         k, v, g = split(k, -2, length), split(v, -2, length), split(g, -1, length, 1.0)
-        return states(k, v, g, start, decay_matrix(g))[..., -1:, :, :].squeeze(-3)
+        return states(k, v, g, start)[..., -1:, :, :].squeeze(-3)

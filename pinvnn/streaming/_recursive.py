@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._mlx import array, fail, on_cpu, size
+from .._rules import fading
 from .._types import ArrayLike
 from ._file import Path, read, write
 from ._solve import normal_solve
@@ -104,12 +105,10 @@ class RecursiveLeastSquares:
         if x.ndim > 2:
             fail(name, "x must be one row or a batch of rows", f"shape {x.shape}", "Flatten it.")
         rows = x.shape[0] if x.ndim == 2 else 1
-        forget = self.forgetting**rows
-        weights = None
+        forget, weights = self.forgetting**rows, None
         if self.forgetting < 1 and x.ndim == 2:
             with on_cpu():  # In float64, since 0.99**1000 is already below the precision of float32.
-                age = mx.arange(rows - 1, -1, -1, dtype=mx.float64)
-                weights = mx.power(mx.array(self.forgetting, mx.float64), age)
+                weights, _ = fading(mx.full((rows,), self.forgetting, mx.float64))
         # On a copy: if the new rows are refused, the old ones keep their weights.
         statistics = copy.copy(self._statistics).decay(forget)
         add_rows(statistics, name, x, y, weights)
