@@ -4,6 +4,9 @@
 #   make test     lint, types, tests, doctests and examples
 #   make lint     ruff and pyright
 #   make test-llm the heads on a real language model (SmolLM2-135M from a package; minutes, once 150 MB)
+#   make docs     the site, into docs/_build/html; needs no network once it is installed
+#   make dist     sdist and wheel, checked, and the README's code run from the wheel alone
+#   make test-oldest  the tests on the oldest mlx that pyproject.toml allows
 #   make bench    compare with other libraries (installs them: PyTorch, JAX, ...); ARGS="..." is passed on
 #   make clean    remove the virtual environments and caches
 #
@@ -37,7 +40,7 @@ TEST_ENV := DEVICE=$(DEVICE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # Debian's OpenBLAS for MLX, if it is installed: the reference BLAS of the wheel makes a language model crawl.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 
-.PHONY: help demo test test-llm lint bench clean
+.PHONY: help demo test test-llm test-oldest lint docs dist bench clean
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
@@ -63,6 +66,26 @@ lint: $(VENV)/.installed
 	$(PY) -m pyright --pythonpath $(PY) -p tests/types
 	PYTHONPATH=. $(PY) -m tests.types.score
 
+docs: .venv-docs/.installed
+	@echo "== documents: docs/_build/html/index.html"
+	.venv-docs/bin/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
+dist: .venv-dist/.installed
+	@echo "== sdist and wheel"
+	rm -rf dist
+	.venv-dist/bin/python -m build --no-isolation --outdir dist .
+	.venv-dist/bin/python -m twine check --strict dist/*
+	.venv-dist/bin/check-wheel-contents dist/*.whl
+	@echo "== the README's code, from the wheel alone"
+	rm -rf build/wheel-only
+	$(PYTHON) -m venv build/wheel-only
+	build/wheel-only/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(CURDIR)/dist/*.whl)[$(BACKEND:,=)]"
+	build/wheel-only/bin/python tests/support/run_blocks.py README.md examples/quickstart.py
+
+# mlx's lower bound stands in pyproject.toml and in no other place.
+test-oldest: .venv-oldest/.installed
+	$(TEST_ENV) .venv-oldest/bin/python -m pytest -n $(JOBS) $(ARGS)
+
 bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"
 	$(PY) -m benchmarks $(ARGS)
@@ -79,5 +102,22 @@ $(VENV)/.installed-bench: pyproject.toml $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,dev,bench]"
 	@touch $@
 
+.venv-docs/.installed: pyproject.toml
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,docs]"
+	@touch $@
+
+.venv-dist/.installed: pyproject.toml
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build "hatchling>=1.25" twine check-wheel-contents
+	@touch $@
+
+OLDEST := $(shell sed -n 's/.*"mlx>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+.venv-oldest/.installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,dev]" "mlx[$(BACKEND:,=)]==$(OLDEST)"
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-cuda .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-cuda .venv-docs .venv-dist .venv-oldest .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf docs/_build docs/api docs/gallery.md

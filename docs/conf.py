@@ -1,0 +1,46 @@
+"""The site: Sphinx with MyST, which reads the Markdown that is tested as documents, and furo. See CONTRIBUTING.md."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from generate import write_pages  # noqa: E402
+
+import pinvnn  # noqa: E402
+
+HERE = Path(__file__).parent
+project, author, copyright = "pinvnn", "The pinvnn authors", "The pinvnn authors"
+release = version = pinvnn.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_mathjax_offline",
+    "sphinx_copybutton",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+nitpicky = False
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Shape"]
+
+html_theme = "furo"
+html_title = f"pinvnn {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+write_pages(HERE)
