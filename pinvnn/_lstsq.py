@@ -7,9 +7,10 @@ from ._factor.rank import default_rtol
 from ._factor.right_factor import RightFactor, rank_of, right_factor, right_factor_of_gram
 from ._factor.values import adjoint_value, full_rank_adjoint_value, full_rank_solve_value, solve_value, square_value
 from ._mlx import checks, dtypes
-from ._mlx.complex import h
+from ._mlx.complex import h, real_and_imaginary, stack, unstack
 from ._mlx.place import astype, large, on_cpu
-from ._rules.products import gram_handle, sum_over_rows, weigh
+from ._rules.products import gram_handle, weigh
+from ._rules.residuals import exact_residual
 from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
 from ._rules.square import attach_square_solve
@@ -91,11 +92,11 @@ def lstsq(
         a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
         if a.size == 0 or 0 in whole:
             x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))
-            rest = mx.broadcast_to(b, (*whole, *b.shape[-2:]))
+            residuals = _sums_of_squares(real_and_imaginary(mx.broadcast_to(b, (*whole, *b.shape[-2:]))), weights, work)
         else:
             x, ranks, s = _solve(a, b, weights, rtol, atol, method, whole)
-            rest = b - a @ x
-        residuals = _sums_of_squares(rest, weights)
+            residuals = _sums_of_squares(exact_residual(a, b, x), weights, work)
+            x = unstack(x, work)
         x = x.astype(out)
         if vector:
             x, residuals = x.squeeze(-1), residuals.squeeze(-1)
@@ -109,25 +110,27 @@ def _empty(a: mx.array, shape) -> tuple[mx.array, mx.array, mx.array]:
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
 
 
-def _sums_of_squares(rest: mx.array, weights: mx.array | None) -> mx.array:
-    """Weighted sums of squares of ``rest`` (..., m, k) over the rows, ``(..., k)``."""
-    if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
-        return mx.zeros((*rest.shape[:-2], rest.shape[-1]), dtypes.real(rest.dtype))
-    if rest.dtype == mx.complex64:
-        squares = mx.square(mx.real(rest)) + mx.square(mx.imag(rest))
-    else:
-        squares = mx.square(rest)
-    return sum_over_rows(weigh(weights, squares))
+def _sums_of_squares(rest: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array:
+    """Weighted sums of squares of float64 rows ``(..., m, k)``, or [Re | Im], of a ``dtype``: ``(..., k)``."""
+    with on_cpu():
+        if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
+            sums = mx.zeros((*rest.shape[:-2], rest.shape[-1]), mx.float64)
+        else:
+            weights = None if weights is None else weights.astype(mx.float64)
+            sums = mx.sum(weigh(weights, rest * rest), axis=-2)
+        if dtype == mx.complex64:
+            sums = sum(mx.split(sums, 2, axis=-1))
+        return sums.astype(dtypes.real(dtype))
 
 
 def _solve(a, b, w, rtol, atol, method, whole):
-    """Solution, rank and singular values of a problem that is not empty."""
+    """Solution (stacked float64), rank and singular values of a problem that is not empty."""
     m, n = a.shape[-2:]
     flat = a if w is not None or m >= n else h(a)
     w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
 
     def of(x, ranks, f):
-        return x, ranks, _singular_values(flat, w, f)[..., : min(m, n)]
+        return stack(x), ranks, _singular_values(flat, w, f)[..., : min(m, n)]
 
     # Verified full rank needs no singular vectors. The singular values are lazy: computed only if evaluated.
     full = mx.full(a.shape[:-2], min(m, n), mx.int32)

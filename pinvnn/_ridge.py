@@ -127,7 +127,8 @@ def _solve(
         ones = mx.ones((1,), a.dtype) if w is None else w
     if route == "dual":
         return dual_solution(a, b, ones, l2, inverse.f)
-    return attach_ridge(a, b, ones, l2, inverse, solution(inverse, a, b, w, l2, known))
+    x = attach_ridge(a, b, ones, l2, inverse, solution(inverse, a, b, w, l2, known))
+    return astype(x, a.dtype)
 
 
 def normal_ridge(gram: mx.array, rhs: mx.array, l2: Penalty) -> mx.array:

@@ -7,6 +7,7 @@ constants ("hints"). This is the ``state`` and ``transpose`` of lineax's solvers
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import mlx.core as mx
@@ -31,7 +32,9 @@ def _to_front(args, axes, cores) -> list[mx.array]:
     return out
 
 
-def attach(vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, ...]) -> Callable[..., mx.array]:
+def attach(
+    vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, ...], on_default_device: bool = False
+) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
 
     The value is a constant: nothing flows back through its computation.
@@ -42,16 +45,18 @@ def attach(vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, .
         jvp: ``jvp(out, tangents, *args)``; a tangent is None where nothing moves.
         cores: The number of trailing dimensions of each argument (and, last, of the value) that are not batch
             dimensions. Arguments broadcast over batch dimensions; vmap adds one, without a second factorization.
+        on_default_device: Whether nothing is float64, and ``f`` need not run on the CPU.
     """
+    # MLX refuses float64 on a GPU stream, and hints are float64. The custom function only returns its value: CPU.
+    place = nullcontext if on_default_device else on_cpu
 
     @mx.custom_function
     def f(*args):
-        with on_cpu():
+        with place():
             return mx.stop_gradient(args[-1])
 
     def call(*args):
-        # MLX refuses float64 on a GPU stream, and hints are float64. The custom function only returns its value: CPU.
-        with on_cpu():
+        with place():
             return cast(mx.array, f(*args))
 
     @f.vjp
@@ -68,14 +73,14 @@ def attach(vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, .
     def _vmap(args, axes):
         # A mapped argument may arrive with size 1 along its axis, if MLX means it to be broadcast.
         size = max(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
-        with on_cpu():
+        with place():
             *args, value = _to_front(args, axes, cores)
             return f(*args, mx.broadcast_to(value, (size, *value.shape[1:]))), 0
 
     # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
     # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
     def with_stopped_value(*args):
-        with on_cpu():
+        with place():
             return call(*args[:-1], mx.stop_gradient(args[-1]))
 
     return with_stopped_value

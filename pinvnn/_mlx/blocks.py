@@ -43,9 +43,12 @@ def in_basis(a: mx.array, v: mx.array, w: mx.array | None = None) -> tuple[mx.ar
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2), total
 
 
-def times(a: mx.array, x: mx.array) -> mx.array:
-    """``a x`` of ``a`` (..., m, n) and stacked float64 ``x`` (..., n or 2n, k), rounded to ``a.dtype`` at the end."""
-    return _by_blocks(a, x)
+def times(a: mx.array, x: mx.array, rounded: bool = True) -> mx.array:
+    """``a x`` of ``a`` (..., m, n) and stacked float64 ``x`` (..., n or 2n, k), rounded to ``a.dtype`` at the end.
+
+    If it is not rounded, it is float64, complex rows as [Re | Im].
+    """
+    return _by_blocks(a, x, rounded=rounded)
 
 
 def residual(a: mx.array, b: mx.array, x: mx.array) -> mx.array:
@@ -62,7 +65,7 @@ def times_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx
         return _by_blocks(a, mx.concatenate(same_batch(z, -x * r), axis=-1), start)
 
 
-def _by_blocks(a: mx.array, x: mx.array, start: mx.array | None = None) -> mx.array:
+def _by_blocks(a: mx.array, x: mx.array, start: mx.array | None = None, rounded: bool = True) -> mx.array:
     """``start + a @ x``."""
     with on_cpu():
         if a.dtype == mx.complex64:
@@ -75,6 +78,8 @@ def _by_blocks(a: mx.array, x: mx.array, start: mx.array | None = None) -> mx.ar
         else:
             starts = (real_and_imaginary(start[..., block, :]) for block in blocks)
             rows = [mx.addmm(c, left, x) for c, left in zip(starts, rows, strict=True)]
+        if not rounded:
+            return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2)
         if a.dtype == mx.complex64:
             pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]
             rows = [re + mx.array(1j, mx.complex64) * im for re, im in pairs]

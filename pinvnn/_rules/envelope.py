@@ -14,10 +14,12 @@ from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
 from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
+from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import total
 from .dual import dual_solution
-from .products import sum_over_rows, weigh
+from .products import weigh
+from .residuals import exact_product, exact_residual
 from .ridge import attach_ridge, cores
 
 
@@ -47,63 +49,48 @@ def smallest_objective(
         dual = inverse.route == "dual"
         x = dual_solution(a, b, ones, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, known)
         x = mx.stop_gradient(x)
-    value = _envelopes[inverse.route](a, b, ones, l2, *inverse.f, x, objective(a, b, w, l2, astype(x, a.dtype)))
-    with on_cpu() if route == "dual" else large(dtype):
-        return value.astype(dtype)
-
-
-def objective(a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array | None, x: mx.array) -> mx.array:
-    """Weighted sum of squared residuals plus the penalty, ``(...)``."""
-    with large(a.dtype):
-        rest = b - a @ x
-        fit = mx.sum(sum_over_rows(weigh(w, rest * rest)), axis=-1)
-    if l2 is None:
-        return fit
-    with on_cpu():
-        penalty = mx.sum(l2 * mx.square(x.astype(mx.float64)), axis=(-2, -1)).astype(a.dtype)
-    with large(a.dtype):
-        return fit + penalty
+        ax = mx.stop_gradient(exact_product(a, x))
+        rest = exact_residual(a, b, x, ax)
+        fit = weigh(None if w is None else astype(w, mx.float64), rest * rest)
+        value = mx.sum(fit, axis=(-2, -1)) + mx.sum(l2 * x * x, axis=(-2, -1))
+        return _envelopes[inverse.route](a, b, ones, l2, *inverse.f, x, ax, value).astype(dtype)
 
 
 def _envelope(route):
     def attached(a, b, w, l2, hints):
-        *factors, x = hints
+        *factors, x, _ = hints
         if route == "dual":
             return dual_solution(a, b, w, l2, RightFactor(*factors))
         return attach_ridge(a, b, w, l2, RidgeInverse(RightFactor(*factors), route), x)
 
     def vjp(_, bar, a, b, w, l2, *hints):
         x = attached(a, b, w, l2, hints)
-        with large(a.dtype):
-            bar = bar[..., None, None]
-            rest = b - a @ x
-            b_bar = 2 * bar * w[..., None] * rest
-            a_bar = -b_bar @ x.mT
+        with on_cpu():
+            bar, rest = bar[..., None, None], exact_residual(a, b, x, hints[-1])
+            b_bar = (2 * bar * astype(w, mx.float64)[..., None] * rest).astype(a.dtype)
             w_bar = bar[..., 0] * mx.sum(rest * rest, axis=-1)
             if w.shape[-1] == 1:
                 w_bar = mx.sum(w_bar, axis=-1, keepdims=True)
-        with on_cpu():
-            return a_bar, b_bar, w_bar, bar.astype(mx.float64) * mx.square(x.astype(mx.float64))
+            w_bar, l2_bar, narrow = w_bar.astype(a.dtype), bar * x * x, x.astype(a.dtype)
+        with large(a.dtype):
+            return -matmul(b_bar, narrow.mT), b_bar, w_bar, l2_bar
 
     def jvp(_, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
         x = attached(a, b, w, l2, hints)
-        with large(a.dtype):
-            parts, rest = [], b - a @ x
+        with on_cpu():
+            parts, rest, w = [], exact_residual(a, b, x, hints[-1]), astype(w, mx.float64)
             if db is not None:
-                parts.append(2 * w[..., None] * rest * db)
+                parts.append(2 * w[..., None] * rest * astype(db, mx.float64))
             if da is not None:
-                parts.append(-2 * w[..., None] * rest * (da @ x))
+                parts.append(-2 * w[..., None] * rest * exact_product(da, x))
             if dw is not None:
-                parts.append(dw[..., None] * rest * rest)
-            parts = [mx.sum(part, axis=(-2, -1)) for part in parts]
-        if dl is not None:
-            with on_cpu():
-                parts.append(mx.sum(dl * mx.square(x.astype(mx.float64)), axis=(-2, -1)).astype(a.dtype))
-        with large(a.dtype):
-            return total(parts)
+                parts.append(astype(dw, mx.float64)[..., None] * rest * rest)
+            if dl is not None:
+                parts.append(dl * x * x)
+            return total([mx.sum(part, axis=(-2, -1)) for part in parts])
 
-    return attach(vjp, jvp, (2, 2, 1, 2, *cores(route), 2, 0))
+    return attach(vjp, jvp, (2, 2, 1, 2, *cores(route), 2, 2, 0))
 
 
 _envelopes = {route: _envelope(route) for route in ("shared", "feature", "dual")}

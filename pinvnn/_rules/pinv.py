@@ -32,23 +32,36 @@ import mlx.core as mx
 from .._factor.right_factor import CORES, RightFactor
 from .._factor.values import reciprocal
 from .._mlx.attach import attach, attach_like
-from .._mlx.complex import embed, h, unembed
+from .._mlx.complex import embed, h, unembed, unstack
 from .._mlx.dtypes import real
+from .._mlx.matmul import addmm, matmul, on_gpu
 from .._mlx.place import astype, large, on_cpu
-from .products import gram_handle, gram_tangent
+from .products import cross_product, gram_handle, gram_tangent
 from .spectral import inverse, inverse_matrix, pull_back, split, split_weight
 
 
 def _pinv_vjp(p, g, a, *hints):
     f = RightFactor(*hints)
     k, r = gram_handle(a, None, f), astype(f.r, real(a.dtype))
+    t = _inner(g, p)
     with on_cpu():
-        b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
+        wide = inverse_matrix(k, f) * f.r
+        b = unembed(wide, a.dtype)
+        if f.full:
+            bt = wide @ embed(t)
+            m = unembed(-(bt + bt.mT), a.dtype)
     with large(a.dtype):
-        t = g @ h(p)
-        bt = b @ t
-        m = -(bt + h(bt)) if f.full else _truncated(k, t, (g * r) @ a, f, a.dtype)
+        if not f.full:
+            m = _truncated(k, t, matmul(g * r, a), f, a.dtype)
         return (_sum_of_products(h(g), b, a, m) * r,)
+
+
+def _inner(g, p):
+    """T = G P^H. Its errors pass P^H once more: on a GPU it is summed in float64 on the CPU."""
+    if on_gpu(g.dtype):
+        with on_cpu():
+            return unstack(cross_product(h(g), h(p), mx.ones((1, 1), mx.float64)), g.dtype)
+    return g @ h(p)
 
 
 def _truncated(k, t, ga, f: RightFactor, dtype) -> mx.array:
@@ -60,8 +73,8 @@ def _truncated(k, t, ga, f: RightFactor, dtype) -> mx.array:
 def _sum_of_products(a, b, c, d) -> mx.array:
     """``a b + c d`` without an intermediate array for the second product, where MLX can."""
     if a.dtype == mx.complex64 or a.ndim > 2:
-        return a @ b + c @ d
-    return mx.addmm(a @ b, c, d)
+        return matmul(a, b) + matmul(c, d)
+    return addmm(matmul(a, b), c, d)
 
 
 def _pinv_jvp(p, tangents, a, *hints):
@@ -76,7 +89,7 @@ def _pinv_jvp(p, tangents, a, *hints):
         b = unembed(inverse_matrix(k, f) * f.r, a.dtype)
         left = unembed(c.mT - inverse(k, dk, f), a.dtype)
     with large(a.dtype):
-        return (b @ h(da) + bc @ h(a)) * r + left @ p
+        return (matmul(b, h(da)) + matmul(bc, h(a))) * r + matmul(left, p)
 
 
 def _pinv_vjp_by_vectors(p, g, a, *hints):
@@ -89,12 +102,12 @@ def _pinv_vjp_by_vectors(p, g, a, *hints):
         narrow = (f.v, beta, weight, f.s[..., None, :], reciprocal(f, 1)[..., None, :], f.r)
         v, beta, weight, s, over_s, r = (x.astype(a.dtype) for x in narrow)
     with large(a.dtype):
-        y = v.mT @ (g * r)
-        z = y @ u
+        y = matmul(v.mT, g * r)
+        z = matmul(y, u)
         t = z * over_s
         m = weight * (beta * (z * s) + t.mT) - beta * t
-        inner = y.mT * beta.mT + u @ (s.mT * (m + m.mT))
-        value = (inner @ v.mT) * r
+        inner = y.mT * beta.mT + matmul(u, s.mT * (m + m.mT))
+        value = matmul(inner, v.mT) * r
     return (_as_pinv_vjp(p, g, a, *hints, value),)
 
 

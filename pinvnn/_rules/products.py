@@ -1,8 +1,8 @@
 """The large products, of size m n k and m n^2, with their derivatives.
 
-Products with a narrow factor are summed in float64 on the CPU, for float32 input, too: float32 sums would spoil the
-second digit of the gradient of a matrix of condition 1e4. A GPU has no float64; there they are summed in float32. The
-power of two r, near 1 / |A|, keeps float32 products at scales of 1e30 in range.
+Products with a narrow factor are summed in float64 on the CPU, for float32 input, too, and whatever the default device:
+float32 sums would spoil the second digit of the gradient of a matrix of condition 1e4. (What runs where:
+``_mlx/matmul.py``.) The power of two r, near 1 / |A|, keeps float32 products at scales of 1e30 in range.
 """
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from .._mlx.blocks import cross, times, times_and_residual
 from .._mlx.blocks import residual as residual_by_blocks
 from .._mlx.complex import embed, h, stack, unstack
 from .._mlx.dtypes import real
+from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
 
@@ -20,14 +21,6 @@ from .._mlx.shapes import same_batch
 def real_dot(x: mx.array, y: mx.array) -> mx.array:
     """Re <x_i, y_i> of each row, ``(..., m)``."""
     return mx.sum(mx.real(mx.conjugate(x) * y) if x.dtype == mx.complex64 else x * y, axis=-1)
-
-
-def sum_over_rows(x: mx.array) -> mx.array:
-    """Sum of real ``x`` (..., m, k) over m. MLX's own float32 sum keeps three digits over 1e5 rows on the CPU."""
-    if _on_gpu(x):
-        return mx.sum(x, axis=-2)
-    with on_cpu():
-        return mx.sum(x.astype(mx.float64), axis=-2).astype(x.dtype)
 
 
 def weigh(w: mx.array | None, x: mx.array) -> mx.array:
@@ -40,12 +33,12 @@ def weigh(w: mx.array | None, x: mx.array) -> mx.array:
 
 def product(a: mx.array, x: mx.array, r: mx.array) -> mx.array:
     """``A x`` for stacked float64 ``x`` (..., n or 2n, k), in the dtype of ``a``."""
-    return _product(a, x, r) if _on_gpu(a) else _exact_product(a, x, r, times(a, x))
+    return _exact_product(a, x, r, times(a, x))
 
 
 def residual(b: mx.array, a: mx.array, x: mx.array, r: mx.array) -> mx.array:
     """``b - A x`` for stacked float64 ``x``, which must not be rounded before: the difference has its digits."""
-    return _residual(b, a, x, r) if _on_gpu(a) else _exact_residual(b, a, x, r, residual_by_blocks(a, b, x))
+    return _exact_residual(b, a, x, r, residual_by_blocks(a, b, x))
 
 
 def product_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
@@ -55,11 +48,7 @@ def product_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: 
 
 def cross_product(a: mx.array, b: mx.array, r: mx.array) -> mx.array:
     """``r A^H b``, stacked float64 ``(..., n or 2n, k)``."""
-    return _cross_product(a, b, r) if _on_gpu(a) else _exact_cross_product(a, b, r, _exact_cross(a, b, r))
-
-
-def _on_gpu(a):
-    return a.dtype != mx.float64 and mx.default_device() == mx.gpu
+    return _exact_cross_product(a, b, r, _exact_cross(a, b, r))
 
 
 def _product(a, x, r):
@@ -67,7 +56,7 @@ def _product(a, x, r):
         x = unstack(x / r, a.dtype)
     r = astype(r, real(a.dtype))
     with large(a.dtype):
-        return (a * r) @ x
+        return matmul(a * r, x)
 
 
 def _residual(b, a, x, r):
@@ -87,7 +76,7 @@ def _product_and_residual(a, z, b, x, r):
 def _cross_product(a, b, r):
     r = astype(r, real(a.dtype))
     with large(a.dtype):
-        ab = h(a * r) @ b
+        ab = matmul(h(a * r), b)
     return stack(ab)
 
 
@@ -132,10 +121,10 @@ def gram_tangent(da, dw, a, w, r):
     with large(a.dtype):
         parts, a = [], a * r
         if da is not None:
-            da_a = h(da * r) @ weigh(w, a)
+            da_a = matmul(h(da * r), weigh(w, a))
             parts.append(da_a + h(da_a))
         if dw is not None:
-            parts.append(h(a) @ weigh(dw, a))
+            parts.append(matmul(h(a), weigh(dw, a)))
         return embed(parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
 

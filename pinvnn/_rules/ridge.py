@@ -19,6 +19,7 @@ import mlx.core as mx
 from .._factor.ridge_values import RidgeInverse, apply_inverse, scales
 from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach
+from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch, total
 from .products import product_and_residual, residual
@@ -35,11 +36,11 @@ def normal(a: mx.array, w: mx.array, l2: mx.array, x: mx.array, inverse: RidgeIn
 def attach_ridge(
     a: mx.array, b: mx.array, w: mx.array, l2: mx.array, inverse: RidgeInverse, value: mx.array
 ) -> mx.array:
-    """The solution W with its derivatives in ``a``, ``b``, ``w`` (..., 1 or m) and ``l2`` (..., 1 or n, 1 or k).
+    """The solution W, float64, with its derivatives in ``a``, ``b``, ``w`` (..., 1 or m), ``l2`` (..., 1 or n, 1 or k).
 
-    ``value`` should be float64: the rules take residuals from it before it is rounded to the dtype of ``a``.
+    ``value`` should be float64, too: the rules take residuals from it.
     """
-    return astype(_RULES[inverse.route][1](a, b, w, l2, *inverse.f, astype(value, mx.float64)), a.dtype)
+    return _RULES[inverse.route][1](a, b, w, l2, *inverse.f, astype(value, mx.float64))
 
 
 def _build(route):
@@ -54,8 +55,8 @@ def _build(route):
             l2_bar = -ur * qr
         ur, qr = astype(ur, a.dtype), astype(qr, a.dtype)
         with large(a.dtype):
-            au, aq, weight = a @ ur, a @ qr, w[..., None]
-            a_bar = -((weight * aq) @ ur.mT + (weight * au) @ qr.mT)
+            au, aq, weight = matmul(a, ur), matmul(a, qr), w[..., None]
+            a_bar = -(matmul(weight * aq, ur.mT) + matmul(weight * au, qr.mT))
             return a_bar, -_sum_to(au * aq, w), l2_bar, u
 
     def normal_jvp(q, tangents, a, w, l2, x, *hints):
@@ -67,9 +68,9 @@ def _build(route):
         with large(a.dtype):
             weight, moved = w[..., None], []
             if da is not None:
-                moved.append(da.mT @ (weight * (a @ qr)) + a.mT @ (weight * (da @ qr)))
+                moved.append(matmul(da.mT, weight * matmul(a, qr)) + matmul(a.mT, weight * matmul(da, qr)))
             if dw is not None:
-                moved.append(a.mT @ (dw[..., None] * (a @ qr)))
+                moved.append(matmul(a.mT, dw[..., None] * matmul(a, qr)))
         with on_cpu():
             parts += [-astype(p, mx.float64) * r for p in moved]
             return normal(a, w, l2, total(parts), inverse(hints))
@@ -85,7 +86,7 @@ def _build(route):
             l2_bar, r = -z * x, r.astype(a.dtype)
         with large(a.dtype):
             az, rest = mx.split(both, 2, axis=-1)
-            return _weigh(w, both) @ right.mT, _weigh(w, az), _sum_to(rest / r * az, w), l2_bar
+            return matmul(_weigh(w, both), right.mT), _weigh(w, az), _sum_to(rest / r * az, w), l2_bar
 
     def ridge_jvp(x, tangents, a, b, w, l2, *hints):
         da, db, dw, dl = tangents[:4]
@@ -96,11 +97,11 @@ def _build(route):
         with large(a.dtype):
             moved, weight, rest = [], w[..., None], rest * rs
             if da is not None:
-                moved.append(da.mT @ (weight * rest) - a.mT @ (weight * (da @ narrow) * rs))
+                moved.append(matmul(da.mT, weight * rest) - matmul(a.mT, weight * matmul(da, narrow) * rs))
             if dw is not None:
-                moved.append(a.mT @ (dw[..., None] * rest))
+                moved.append(matmul(a.mT, dw[..., None] * rest))
             if db is not None:
-                moved.append(a.mT @ (weight * db * rs))
+                moved.append(matmul(a.mT, weight * db * rs))
         with on_cpu():
             parts = [p.astype(mx.float64) for p in moved] + ([] if dl is None else [-dl * x * r])
             return normal(a, w, l2, total(parts), inverse(hints)) * r

@@ -29,9 +29,11 @@ import mlx.core as mx
 from .._factor.ridge_values import RidgeInverse, reciprocals
 from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach, attach_like
+from .._mlx.matmul import addmm, matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
 from .products import gram_handle
+from .residuals import exact_residual
 from .ridge import attach_ridge, gram_normal
 from .solve import attach_solve
 from .spectral import inverse, split_weight
@@ -70,7 +72,7 @@ def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: RightFacto
 def solution_of(
     kind: Kind, a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: RightFactor, value: mx.array
 ) -> mx.array:
-    """The solution ``(..., n, k)`` in the dtype of A: the float64 constant ``value`` with its derivatives attached."""
+    """The solution ``(..., n, k)``: the float64 constant ``value`` with its derivatives attached."""
     if kind == "truncated":
         return attach_solve(a, b, w, f, value)
     if kind == "feature":  # A factorization for each target, in general.
@@ -83,7 +85,7 @@ def _plain(kind, a, b, w, l2, *hints):
     *f, value = hints
     f = RightFactor(*f)
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
-    rest = _residual_in_dtype(a, b, x)
+    rest = exact_residual(a, b, x)
     with on_cpu():
         wide = astype(a, mx.float64)
         leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
@@ -119,19 +121,19 @@ def _bars(kind, out, bar, b, w, f: RightFactor, root, u):
     with large(dtype):
         weight = w[..., None]
         gu, wu = (2 * g) * u, weight * u if weighted else u  # one weight for all rows is 1
-        c = u.mT @ gu
-        both = (u.mT @ mx.concatenate([weight * b, -rho], axis=-1)).mT
+        c = matmul(u.mT, gu)
+        both = matmul(u.mT, mx.concatenate([weight * b, -rho], axis=-1)).mT
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
-            z = zeta.mT @ xi
+            z = matmul(zeta.mT, xi)
             m = (turn + turn.mT) * (c + z + z.mT) - c * kept * kept.mT
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
         # Here -b_bar xi^T is -rho xi^T - D U (zeta xi^T).
         thin, flat = mx.concatenate([weight * rest, -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
-        a_bar = mx.addmm(mx.addmm(gu, thin, flat), wu, m - zeta.mT @ xi) @ narrow.mT
-        uz = u @ zeta.mT
+        a_bar = matmul(addmm(addmm(gu, thin, flat), wu, m - matmul(zeta.mT, xi)), narrow.mT)
+        uz = matmul(u, zeta.mT)
         b_bar = rho + weight * uz
-        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum((u @ m) * u, axis=-1) / 2 if weighted else None
+        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum(matmul(u, m) * u, axis=-1) / 2 if weighted else None
     if truncated:
         return a_bar, b_bar, w_bar, None
     with on_cpu():
@@ -197,10 +199,5 @@ def attach_residuals_and_leverages(
     return _rules[kind](a, b, w, l2, *f, x, root, u, value)
 
 
-def _residual_in_dtype(a, b, x):
-    with large(a.dtype):
-        return astype(b - a @ x, mx.float64)
-
-
 #: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
-attach_residual = attach_like(_residual_in_dtype, 3, (2, 2, 2, 2))
+attach_residual = attach_like(exact_residual, 3, (2, 2, 2, 2))

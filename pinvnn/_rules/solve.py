@@ -26,6 +26,7 @@ from .._factor.right_factor import CORES, RightFactor
 from .._mlx.attach import attach
 from .._mlx.complex import embed, h, stack, unembed, unstack
 from .._mlx.dtypes import real
+from .._mlx.matmul import matmul
 from .._mlx.place import large, on_cpu
 from .._mlx.shapes import same_batch, total
 from .products import (
@@ -54,7 +55,7 @@ def _solve_bars(x, bar, a, b, w, f: RightFactor):
     am = None if f.full else _turned(a, b, w, k, x, bar, f)
     with large(dtype):
         az, rest = mx.split(both, 2, axis=-1)
-        a_bar, y = both @ h(right), None if am is None else am * r
+        a_bar, y = matmul(both, h(right)), None if am is None else am * r
         bars = weigh(w, a_bar if y is None else a_bar + y), weigh(w, az)
         if w is None:
             return bars
@@ -74,7 +75,7 @@ def _turned(a, b, w, k, x, bar, f: RightFactor):
             return product(a, stack(unembed(m, a.dtype)) if a.dtype == mx.complex64 else m, f.r)
         m = unembed(m, a.dtype)
     with large(a.dtype):
-        return a @ m
+        return matmul(a, m)
 
 
 def _weighed(w, b):
@@ -114,10 +115,9 @@ _weighted_solve = attach(
 
 
 def attach_solve(a, b, w, f: RightFactor, value):
-    """The solution x with its derivative, in the dtype of ``a``; ``value`` is x in that dtype or stacked float64."""
+    """The solution x with its derivative, stacked float64; ``value`` is x in the dtype of ``a``, or so already."""
     value = stack(value)
-    x = _solve(a, b, *f, value) if w is None else _weighted_solve(a, b, w, *f, value)
-    return unstack(x, a.dtype)
+    return _solve(a, b, *f, value) if w is None else _weighted_solve(a, b, w, *f, value)
 
 
 # --- The adjoint, for wide problems: x = A B h = (A^+)^H h with A tall ----------------------------
@@ -136,8 +136,8 @@ def _adjoint_vjp(x, bar, a, b, *hints):
     rest = residual(bar, a, h_bar, f.r)
     with large(dtype):
         left, right = same_batch(rest * r, -x), same_batch(w, narrow)
-        a_bar = mx.concatenate(left, axis=-1) @ h(mx.concatenate(right, axis=-1))
-        return a_bar if m is None else a_bar + (a @ m) * r, narrow
+        a_bar = matmul(mx.concatenate(left, axis=-1), h(mx.concatenate(right, axis=-1)))
+        return a_bar if m is None else a_bar + matmul(a, m) * r, narrow
 
 
 def _adjoint_jvp(x, tangents, a, b, *hints):

@@ -21,7 +21,7 @@ import mlx.core as mx
 from .._factor.right_factor import CORES, RightFactor
 from .._factor.values import inverse_value, reciprocal, scaled_vectors
 from .._mlx.attach import attach, attach_like
-from .._mlx.place import large, on_cpu
+from .._mlx.place import on_cpu
 
 
 def inverse(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
@@ -60,17 +60,15 @@ def pull_back(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.D
     M = -(B T + T^T B) + Q + Q^T,  Q = S(B G + T^T).  ``t`` is an argument of its own because callers have more accurate
     forms of it: G B would lose cond(A)^2 digits. The products are summed in ``dtype``: a float32 A M loses as much.
     """
-    with large(dtype):
-        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
     with on_cpu():
+        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
         return _attach_pull_back(k, t, g, *f, fast.astype(mx.float64))
 
 
 def turn(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.Dtype) -> mx.array:
     """The part Q + Q^T of :func:`pull_back`, by which the kept subspace turns; zero at full rank."""
-    with large(dtype):
-        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype), kept=False)
     with on_cpu():
+        fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype), kept=False)
         return _attach_turn(k, t, g, *f, fast.astype(mx.float64))
 
 
@@ -93,7 +91,6 @@ def _pull_back_in_basis(f: RightFactor, t, g, kept=True):
         v, beta, weight = f.v.astype(t.dtype), reciprocal(f, 2)[..., :, None], split_weight(f)
         db, weight = (weight * beta).astype(t.dtype), weight.astype(t.dtype)
         beta = beta.astype(t.dtype)
-    with large(t.dtype):
         t, g = v.mT @ t @ v, v.mT @ g @ v
         m = db * g + weight * t.mT
         m = m - beta * t if kept else m

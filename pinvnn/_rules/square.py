@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from .._mlx.attach import attach
 from .._mlx.complex import h
+from .._mlx.matmul import matmul
 from .._mlx.place import large, on_cpu
 from .._mlx.shapes import total
 
@@ -33,25 +34,25 @@ def _apply(a, b, inverse):
 
 def _inverse_vjp(p, bar, a):
     with large(a.dtype):
-        return (-(h(p) @ (bar @ h(p))),)
+        return (-matmul(h(p), matmul(bar, h(p))),)
 
 
 def _inverse_jvp(p, tangents, a):
     with large(a.dtype):
-        return -(p @ (tangents[0] @ p))
+        return -matmul(p, matmul(tangents[0], p))
 
 
 def _solve_vjp(x, bar, a, b, inverse):
     with on_cpu():
         b_bar = _apply(h(a), bar, h(inverse))
     with large(a.dtype):
-        return -(b_bar @ h(x)), b_bar
+        return -matmul(b_bar, h(x)), b_bar
 
 
 def _solve_jvp(x, tangents, a, b, inverse):
     da, db = tangents[:2]
     with large(a.dtype):
-        parts = ([] if db is None else [db]) + ([] if da is None else [-(da @ x)])
+        parts = ([] if db is None else [db]) + ([] if da is None else [-matmul(da, x)])
     return _apply(a, total(parts), inverse)
 
 

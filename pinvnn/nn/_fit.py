@@ -53,7 +53,7 @@ class FactoredProblem:
 
     @cached_property
     def solution(self):
-        """``(..., n, k)`` in the dtype of the problem."""
+        """``(..., n, k)``, float64."""
         return solution_of(*self._state)
 
     @cached_property

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._factor import penalty_matrix
-from .._mlx import astype, checks, dtypes, large, on_cpu, size
+from .._mlx import astype, checks, dtypes, large, matmul, on_cpu, size
 from .._types import ArrayLike, Penalty
 from ._leave_one_out import errors, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
@@ -210,7 +210,7 @@ class LeastSquaresReadout(nn.Module):
             if p.means is None:
                 return weight, None
             x_mean, y_mean = p.means
-            return weight, (y_mean - x_mean @ solution)[..., 0, :].astype(p.out_dtype)
+            return weight, (y_mean - matmul(x_mean, solution))[..., 0, :].astype(p.out_dtype)
 
     def adapt(
         self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None
@@ -232,7 +232,7 @@ class LeastSquaresReadout(nn.Module):
             x_query = x_query.astype(p.a.dtype)
             solution = solve(p)
             x_mean, y_mean = p.means or (0, 0)
-            out = ((x_query - x_mean) @ solution + y_mean).astype(p.out_dtype)
+            out = (matmul(x_query - x_mean, solution) + y_mean).astype(p.out_dtype)
             return out[..., 0] if vector else out
 
     def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:

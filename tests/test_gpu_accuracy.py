@@ -1,0 +1,106 @@
+"""On an emulated GPU, whose float32 products are TF32, values and gradients are as good as on the CPU.
+
+And on the CPU: the gradient of a residual is as good as that of the solution.
+"""
+
+from contextlib import nullcontext
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from pinvnn import lstsq, pinv, ridge
+from pinvnn.nn import LeastSquaresReadout
+from tests.support.cases import array, numpy
+from tests.support.emulated_gpu import EmulatedGpu
+
+M, N, K = 120, 6, 2
+RNG = np.random.default_rng(1)
+OF_PINV, OF_SOLUTION, OF_QUERY = (RNG.standard_normal(shape) for shape in [(N, M), (N, K), (M, K)])
+
+
+def problem(condition, scales=0.0, mean=0.0):
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((d, N)))[0] for d in (M, N))
+    a = (u * np.geomspace(1, 1 / condition, N)) @ v.T * np.sqrt(M) * 10 ** np.linspace(-scales, scales, N) + mean
+    b = a @ rng.standard_normal((N, K)) / np.linalg.norm(a) + rng.standard_normal((M, K))
+    return array(a), array(b)
+
+
+PROBLEMS = {
+    "condition 10": problem(10),
+    "condition 1e4": problem(1e4),
+    "scaled columns": problem(100, scales=1),
+    "means of 1000": problem(10, mean=1000),
+}
+
+
+def readout(l2):
+    return LeastSquaresReadout(N, K, l2=l2, bias=False)
+
+
+def dot(x, y):
+    return mx.sum(x * array(y, x.dtype))
+
+
+FUNCTIONS = {
+    "pinv": lambda a, b: dot(pinv(a), OF_PINV),
+    "pinv by cholesky": lambda a, b: dot(pinv(a, method="cholesky"), OF_PINV),
+    "lstsq": lambda a, b: dot(lstsq(a, b).solution, OF_SOLUTION),
+    "residuals": lambda a, b: mx.sum(lstsq(a, b).residuals),
+    "ridge": lambda a, b: dot(ridge(a, b, 1e-6), OF_SOLUTION),
+    "adapt": lambda a, b: dot(readout(1e-6).adapt(a, b, a), OF_QUERY),
+    "projected_loss": lambda a, b: readout(1e-6).projected_loss(a, b),
+    "projected_loss, l2 = 0": lambda a, b: readout(0.0).projected_loss(a, b),
+    "loo_loss": lambda a, b: readout(1e-6).loo_loss(a, b),
+    "loo_loss, l2 = 0": lambda a, b: readout(0.0).loo_loss(a, b),
+}
+
+
+def value_and_gradients(fn, a, b, exact=False, compiled=False):
+    with mx.stream(mx.cpu) if exact else nullcontext():
+        if exact:
+            a, b = a.astype(mx.float64), b.astype(mx.float64)
+        run = mx.value_and_grad(fn, argnums=(0, 1))
+        value, bars = (mx.compile(run) if compiled else run)(a, b)
+        mx.eval(value, bars)
+        return [numpy(x) for x in (value, *bars)]
+
+
+def errors(got, want):
+    return [np.linalg.norm(x - y) / np.linalg.norm(y) if np.any(y) else 0.0 for x, y in zip(got, want, strict=True)]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.usefixtures("on_the_cpu_device")
+def test_as_good_as_on_the_cpu(monkeypatch, kind, name):
+    fn, (a, b) = FUNCTIONS[name], PROBLEMS[kind]
+    want = value_and_gradients(fn, a, b, exact=True)
+    of_cpu = errors(value_and_gradients(fn, a, b), want)
+    with monkeypatch.context() as patches:
+        EmulatedGpu(patches)
+        of_gpu = errors(value_and_gradients(fn, a, b), want)
+    for cpu, emulated in zip(of_cpu, of_gpu, strict=True):
+        assert emulated <= max(3 * cpu, 1e-6), (of_cpu, of_gpu)
+
+
+@pytest.fixture
+def on_the_cpu_device():
+    if mx.default_device() != mx.cpu:
+        pytest.skip("compares the CPU with an emulated GPU")
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if "loss" in n or n == "residuals"])
+@pytest.mark.parametrize("kind", ["condition 1e4", "means of 1000"])
+def test_the_gradient_of_a_residual_has_its_digits(kind, name):
+    a, b = PROBLEMS[kind]
+    want = value_and_gradients(FUNCTIONS[name], a, b, exact=True)
+    assert max(errors(value_and_gradients(FUNCTIONS[name], a, b), want)) < 1e-6
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_gradients_of_the_solution_on_a_gpu_keep_their_digits(gpu, compiled):
+    a, b = PROBLEMS["condition 1e4"]
+    want = value_and_gradients(FUNCTIONS["ridge"], a, b, exact=True)
+    assert max(errors(value_and_gradients(FUNCTIONS["ridge"], a, b, compiled=compiled), want)) < 1e-6
