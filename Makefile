@@ -8,6 +8,7 @@
 #   make dist     sdist and wheel, checked, and the README's code run from the wheel alone
 #   make test-oldest  the tests on the oldest mlx that pyproject.toml allows
 #   make bench    compare with other libraries (installs them: PyTorch, JAX, ...); ARGS="..." is passed on
+#   make device   accuracy, times and memory on this machine's GPU, into device.md
 #   make clean    remove the virtual environments and caches
 #
 #   PYTHON=python3.13   the interpreter that creates .venv
@@ -40,7 +41,7 @@ TEST_ENV := DEVICE=$(DEVICE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # Debian's OpenBLAS for MLX, if it is installed: the reference BLAS of the wheel makes a language model crawl.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 
-.PHONY: help demo test test-llm test-oldest lint docs dist bench clean
+.PHONY: help demo test test-llm test-oldest lint docs dist bench device clean
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
@@ -96,6 +97,10 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(BACKEND)examples,heads,dev]"
 	@touch $@
+
+device: $(VENV)/.installed
+	@echo "== what this device does: accuracy, times, memory (eight minutes at most; device.json, device.md)"
+	$(PY) -m benchmarks.device $(ARGS)
 
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/.installed
 	@echo "== installing the libraries to compare with into $(VENV) (large, once)"

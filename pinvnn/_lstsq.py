@@ -45,9 +45,11 @@ def lstsq(
         atol: Absolute cutoff, of the same shapes. Default 0. No gradient.
         method: ``"auto"`` or a route by name. ``"gram"``: eigenvalues of the Gram matrix, for float32 and complex64.
             ``"svd"``: a singular value decomposition in float64, for real matrices. ``"cholesky"``: the fastest, for
-            full rank; NaN if full rank cannot be verified. "auto" tries Cholesky first where it can evaluate the
-            arguments. It cannot inside ``mx.compile`` and ``mx.vmap``, and does not with a GPU as default device; pass
-            ``"cholesky"`` there if full rank is known, which saves most of the time.
+            full rank; NaN if full rank cannot be verified. ``"slices"``: as "gram" for float32, with the Gram matrix
+            summed on the default device by error-free slices, for large matrices on a GPU. Not with weights. "auto"
+            tries Cholesky first where it can evaluate the arguments. It cannot inside ``mx.compile`` and ``mx.vmap``,
+            and does not with a GPU as default device; pass ``"cholesky"`` there if full rank is known, which saves most
+            of the time.
         stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
             on the CPU, the only device that has them.
 
@@ -83,6 +85,8 @@ def lstsq(
     of_a = checks.batch_shape(name, *batch)
     whole = checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
     rtol, atol = checks.tolerance(name, "rtol", rtol, of_a), checks.tolerance(name, "atol", atol, of_a)
+    if method == "slices" and weights is not None:
+        checks.fail(name, "method 'slices' takes no weights", "weights", "Use method='auto'.")
     if method == "cholesky" and weights is not None and a.shape[-2] < a.shape[-1]:
         got, remedy = f"shape {a.shape}", "Use method='auto'."
         checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
@@ -119,7 +123,8 @@ def _sums_of_squares(rest: mx.array, weights: mx.array | None, dtype: mx.Dtype) 
             weights = None if weights is None else weights.astype(mx.float64)
             sums = mx.sum(weigh(weights, rest * rest), axis=-2)
         if dtype == mx.complex64:
-            sums = sum(mx.split(sums, 2, axis=-1))
+            re, im = mx.split(sums, 2, axis=-1)
+            sums = re + im
         return sums.astype(dtypes.real(dtype))
 
 

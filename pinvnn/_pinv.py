@@ -42,9 +42,10 @@ def pinv(
         hermitian: Use the Hermitian part ``(a + a^H) / 2`` of a square ``a``; the gradient is Hermitian, too.
         method: ``"auto"`` or a route by name. ``"gram"``: eigenvalues of the Gram matrix, for float32 and complex64.
             ``"svd"``: a singular value decomposition in float64, for real matrices. ``"cholesky"``: the fastest, for
-            full rank; NaN if full rank cannot be verified. "auto" tries Cholesky first where it can evaluate the
-            arguments. It cannot inside ``mx.compile`` and ``mx.vmap``, and does not with a GPU as default device; pass
-            ``"cholesky"`` there if full rank is known, which saves most of the time.
+            full rank; NaN if full rank cannot be verified. ``"slices"``: as "gram" for float32, with the Gram matrix
+            summed on the default device by error-free slices, for large matrices on a GPU. "auto" tries Cholesky first
+            where it can evaluate the arguments. It cannot inside ``mx.compile`` and ``mx.vmap``, and does not with a
+            GPU as default device; pass ``"cholesky"`` there if full rank is known, which saves most of the time.
         stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
             on the CPU, the only device that has them.
 

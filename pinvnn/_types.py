@@ -17,7 +17,7 @@ Penalty: TypeAlias = ArrayLike
 #: Where the large products run: None for the default device.
 Stream: TypeAlias = mx.Stream | mx.Device | None
 #: Routes of :func:`pinvnn.pinv` and :func:`pinvnn.lstsq`.
-Method: TypeAlias = Literal["auto", "gram", "svd", "cholesky"]
+Method: TypeAlias = Literal["auto", "gram", "svd", "cholesky", "slices"]
 #: Routes of :func:`pinvnn.ridge`.
 RidgeMethod: TypeAlias = Literal["auto", "primal", "dual"]
 

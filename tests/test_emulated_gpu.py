@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from benchmarks.device import probe_exact_sums, probe_tf32
 from tests.support.cases import gaussian, numpy
 
 SHAPES = [(48, 40), (40, 30), (48, 30), (3, 5, 30)]
@@ -106,3 +107,9 @@ def test_what_a_gpu_takes_passes(gpu):
     e = mx.sum(b, stream=mx.cpu)
     assert gpu.calls == {"inv": 1}
     mx.eval(c, d + 1, e)
+
+
+def test_the_probes_of_the_device_benchmark(gpu):
+    assert probe_tf32() and probe_exact_sums()
+    with mx.stream(mx.cpu):
+        assert not probe_tf32() and probe_exact_sums()

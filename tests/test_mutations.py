@@ -458,6 +458,7 @@ CHECKS = {
     + grid(["ridge"], TALL, NARROW),
     "products": grid(["weighted", "ridge"], TALL, WIDE) + grid(["pinv", "residuals"], TALL, [mx.complex64])
     + grid(["objective"], TALL, WIDE) + grid(["ridge", "objective"], TALL, [mx.float32], "emulated GPU"),
+    "residuals": grid(["residuals"], TALL, [*WIDE, mx.complex64]) + grid(["objective"], TALL, WIDE),
     "rows": grid([name for name in PROBLEMS if name.startswith("left out")], TALL, [*WIDE, mx.float32])
     + grid(["spread", "spread, penalty"], TALL, [*WIDE, mx.float32]),
     "causal": grid(["causal"], TALL, WIDE),

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from .._mlx.blocks import cross
 from .._mlx.place import on_cpu
+from .._mlx.slices import crosses_by_slices
 from .lapack import eigh, thin_svd
 from .rank import cutoff, keep
 
@@ -132,13 +133,19 @@ def right_factor(
         w: Weights ``(..., m)``, or None.
         rtol: Relative cutoff, or None.
         atol: Absolute cutoff, or None.
-        method: "gram" or "svd". Otherwise "svd" if ``entries`` is float64, else "gram".
+        method: "gram", "svd", or "slices" (the Gram matrix on the default device). Otherwise "svd" if ``entries`` is
+            float64, else "gram".
         entries: The dtype that the entries had, if ``a`` has been converted to a wider one.
 
     Returns:
         The factor, and the left singular vectors ``(..., m, n)`` in float64 if it comes from an SVD, else None.
     """
     shape, entries = a.shape[-2:], entries or a.dtype
+    if method == "slices":
+        gram = crosses_by_slices(mx.stop_gradient(a))[0]
+        with on_cpu():
+            rtol, atol = tolerance_or_nan(rtol), tolerance_or_nan(atol)
+            return right_factor_of_gram(gram, entries, shape, rtol, atol), None
     if method not in ("gram", "svd"):
         method = "svd" if entries == mx.float64 else "gram"
     with on_cpu():

@@ -16,6 +16,7 @@ METHODS = {
     "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
     "svd": "real input: a singular value decomposition in float64",
     "cholesky": "full rank: a Cholesky factor of the Gram matrix; NaN if full rank cannot be verified",
+    "slices": "float32 and half input without weights: 'gram' with the Gram matrix on the default device",
 }
 
 
@@ -125,7 +126,8 @@ def method(name: str, value: _Method, dtype: mx.Dtype) -> _Method:
     if value != "auto" and value not in METHODS:
         names = ", ".join(["auto", *METHODS])
         fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
-    if (value == "gram" and dtype == mx.float64) or (value == "svd" and dtype == mx.complex64):
+    wrong = {"gram": [mx.float64], "svd": [mx.complex64], "slices": [mx.float64, mx.complex64]}
+    if dtype in wrong.get(value, []):
         fail(name, f"method {value!r} is for {METHODS[value]}", f"{dtype}", "Use method='auto'.")
     return value
 

@@ -36,8 +36,9 @@ def crosses_by_slices(a: mx.array, b: mx.array | None = None) -> list[mx.array]:
         b: ``(..., m, k)``, float32.
     """
     rights = [a] if b is None else [a, b]
-    scales = [_exponent(x) for x in rights]
-    poison = [0 * mx.max(mx.abs(x), axis=(-2, -1), keepdims=True) for x in rights]  # integers would lose NaN and Inf
+    sizes = [_largest(x) for x in rights]
+    scales = [_exponent(x) for x in sizes]
+    poison = [0 * mx.max(x, axis=-1, keepdims=True) for x in sizes]  # integers would lose NaN and Inf
     sums: list[list[mx.array] | None] = [None for _ in rights]
     (m, n), rows = a.shape[-2:], ROWS
     if m < 16 * n:  # sums of n x n would be large beside the digits
@@ -64,7 +65,7 @@ def crosses_by_slices(a: mx.array, b: mx.array | None = None) -> list[mx.array]:
 def product_by_slices(a: mx.array, x: mx.array) -> mx.array:
     """``a x`` for float32 ``a`` (..., m, n) and float64 ``x`` (..., n, k): float64 on the CPU, to which it crosses."""
     n = a.shape[-1]
-    scale = _exponent(a)
+    scale = _exponent(_largest(a))
     with on_cpu():
         x = x * _power(scale.mT)
         top = mx.max(mx.abs(x), axis=-2, keepdims=True)
@@ -108,9 +109,14 @@ def _nothing(total):
     return (corner != corner).astype(mx.float32)
 
 
-def _exponent(a):
-    """``e`` with ``|a| < 2^e`` in each column, ``(..., 1, n)``, from the bits; 128 for NaN and Inf."""
-    return mx.clip((mx.max(mx.abs(a), axis=-2, keepdims=True).view(mx.int32) >> 23) - 126, -120, 128)
+def _largest(a):
+    """The largest absolute value of each column, ``(..., 1, n)``, without an array of all of them."""
+    return mx.maximum(mx.max(a, axis=-2, keepdims=True), -mx.min(a, axis=-2, keepdims=True))
+
+
+def _exponent(size):
+    """``e`` with ``size < 2^e``, from the bits; 128 for NaN and Inf."""
+    return mx.clip((mx.abs(size).view(mx.int32) >> 23) - 126, -120, 128)
 
 
 def _power(e):
