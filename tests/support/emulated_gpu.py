@@ -182,7 +182,7 @@ class EmulatedGpu:
             if device == "gpu" and _any_float64([args, kwargs, out]):
                 raise ValueError(f"{name}: float64 is not supported on the GPU")
             if self.made is not None and name != "custom_function":
-                self.made += [(device, leaf) for leaf in _arrays(out)]
+                self.made += [(device, leaf) for leaf in arrays_of(out)]
             return out
 
         return call
@@ -240,20 +240,20 @@ def placed(dtype):
 def finite(*trees):
     """Whether all entries of all arrays are finite; looked at on the CPU."""
     with mx.stream(mx.cpu):
-        return all(mx.all(mx.isfinite(x)).item() for x in _arrays(trees))
+        return all(mx.all(mx.isfinite(x)).item() for x in arrays_of(trees))
 
 
 def _is_cpu(stream):
     return stream is not None and (stream == mx.cpu or getattr(stream, "device", None) == mx.cpu)
 
 
-def _arrays(tree):
+def arrays_of(tree):
     if isinstance(tree, dict):
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
-        return [leaf for branch in tree for leaf in _arrays(branch)]
+        return [leaf for branch in tree for leaf in arrays_of(branch)]
     return [tree] if isinstance(tree, mx.array) else []
 
 
 def _any_float64(tree):
-    return any(leaf.dtype == mx.float64 for leaf in _arrays(tree))
+    return any(leaf.dtype == mx.float64 for leaf in arrays_of(tree))
