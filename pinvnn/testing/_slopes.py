@@ -118,6 +118,12 @@ def _moves(x: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, np.nd
             yield f"index {index}{part}", direction, sorted({size, float(own[index])}, reverse=True)
 
 
+def _along(gradients: list[np.ndarray], direction: np.ndarray) -> np.ndarray:
+    """The derivatives along a direction that some gradients give."""
+    moved = direction != 0  # elsewhere an infinite gradient times zero would be NaN
+    return np.array([inner(g[moved], direction[moved]) for g in gradients])
+
+
 def vjp_groups(
     problem: Problem, eps: float | None, tolerance: Tolerance, rng: np.random.Generator
 ) -> Iterator[Group]:
@@ -145,20 +151,20 @@ def vjp_groups(
         x, g = to_numpy(problem.args[i]), [to_numpy(parts[place]) for parts in gradients]
         floors = tolerance.floor(sums / size_of(x))
         enough = tolerance.enough(np.array([np.max(np.abs(part), initial=0.0) for part in g]), floors)
-        search = partial(differences.slope, origin=origin, enough=enough)
-        labels, expected, slopes = [], [], []
+
+        def search(direction: np.ndarray, expected: np.ndarray, sizes: Sequence[float], i: int = i) -> Slope:
+            return differences.slope(partial(line, i=i, direction=direction), origin, sizes, expected, enough)  # noqa: B023
+
         moves = list(_moves(x, rng))
-        for label, direction, sizes in moves:
-            labels.append(label)
-            moved = direction != 0  # elsewhere an infinite gradient times zero would be NaN
-            expected.append(np.array([inner(part[moved], direction[moved]) for part in g]))
-            slopes.append(search(partial(line, i=i, direction=direction), sizes=sizes, expected=expected[-1]))
+        labels = [label for label, _, _ in moves]
+        expected = [_along(g, direction) for _, direction, _ in moves]
+        slopes = [search(direction, e, sizes) for (_, direction, sizes), e in zip(moves, expected, strict=True)]
         off = [j for j in range(len(moves)) if refuted(slopes[j], expected[j], enough)]
         for v in [random_direction(x, rng) for _ in range(SPLITS)] if off else []:
-            beside = search(partial(line, i=i, direction=v), sizes=[size_of(x)], expected=np.inf * enough)
+            beside = search(v, np.inf * enough, [size_of(x)])
             for j in off:
                 scale = moves[j][2][-1] / size_of(x)
-                both = partial(search, partial(line, i=i, direction=scale * moves[j][1] + v), sizes=[size_of(x)])
+                both = partial(search, scale * moves[j][1] + v, sizes=[size_of(x)])
                 slopes[j] = additive_beside(slopes[j], scale, beside, both)
         if labels:
             for c, some in enumerate(chosen):

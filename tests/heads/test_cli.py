@@ -52,6 +52,7 @@ def test_an_atlas_installs_its_best_head(installed, topics, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["text"] for answer in answers] == ["the cat and a dog", "some rice"]
     assert all(answer["label"] in TOPICS and isinstance(answer["score"], float) for answer in answers)
+    assert all(1 / 3 <= answer["probability"] <= 1 for answer in answers)
 
     assert main(["predict", "--head", str(installed / "head"), "--data", str(topics)]) == 0
     out, err = capsys.readouterr()
