@@ -1,0 +1,273 @@
+"""Derivative rules of multinomial logistic regression, at every order, by the implicit function theorem.
+
+Notation as in ``_factor/newton.py``: A the rows (m x N), T the minimizer (N x c), P = softmax(A T), D = diag(w),
+S(X) = P o X - P o rowsum(P o X), and H U = A^T D S(A U) + L o U. At the minimum g = A^T D (P - Y) + L o T is 0, so that
+
+    dT = -H^-1 (dA^T D (P - Y) + A^T dD (P - Y) + A^T D S(dA T) + dL o T),
+
+and with Z = H^-1 T_bar
+
+    A_bar = -D ((P - Y) Z^T + S(A Z) T^T),   w_bar_i = -<(P - Y)_i, (A Z)_i>,   L_bar = -Z o T.
+
+What these read is attached in its turn: the softmax (dP = S(dV), its own rule, since MLX's float64 exp is right to 1e-7
+only), and Z = H^-1 B, whose rule needs it once more, with U = H^-1 Z_bar, Q = A U, V = A Z:
+
+    B_bar = U,   A_bar = -D (S(V) U^T + S(Q) Z^T),   w_bar_i = -<Q_i, S(V)_i>,   L_bar = -U o Z,
+    P_bar = -D (Q o V - Q rowsum(P o V) - V rowsum(P o Q)).
+
+The leave-one-out step needs H^-1 as a matrix, G: dG = -G dH G, where H is built from A, w, P and L by plain products.
+Everything is float64 on the CPU.
+"""
+
+import mlx.core as mx
+
+from .._factor import newton
+from .._mlx.attach import attach
+from .._mlx.eager import visible
+from .._mlx.place import on_cpu
+
+
+def _through_numpy(fn, *args):
+    """``fn(xp, *args)`` by NumPy where values may be looked at, else in MLX's graph."""
+    if not visible(*args):
+        return fn(newton.Graph(), *map(mx.stop_gradient, args))
+    xp = newton.NumPy()
+    return mx.array(fn(xp, *(xp.array(x) for x in args)), dtype=mx.float64)
+
+
+def _row_sums(x):
+    return mx.sum(x, axis=-1, keepdims=True)
+
+
+def _times_softmax(p, x):
+    """S(x)."""
+    px = p * x
+    return px - p * _row_sums(px)
+
+
+def _cross(x, y):
+    """Sum over the classes of ``x o y``, for each row."""
+    return mx.sum(x * y, axis=-1)
+
+
+# --- softmax ----------------------------------------------------------------------------------------------------------
+
+
+def softmax(v):
+    """Softmax of float64 ``v`` (..., c) over its last axis, right to rounding at every order."""
+    with on_cpu():
+        e = newton.Graph.exp(v - mx.max(v, axis=-1, keepdims=True))
+        return _softmax(v, e / _row_sums(e))
+
+
+_softmax = attach(
+    lambda p, bar, v: (_times_softmax(p, bar),),
+    lambda p, tangents, v: _times_softmax(p, tangents[0]),
+    (1, 1),
+)
+
+
+# --- H^-1 b -----------------------------------------------------------------------------------------------------------
+
+
+def hessian_solve(a, w, p, l2, b):
+    """``H^-1 b``, ``(..., N, c)``, where H's null space, the common shifts of free features, is left out.
+
+    Args:
+        a: ``(..., m, N)``.
+        w: ``(..., m)``.
+        p: Probabilities ``(..., m, c)``.
+        l2: ``(..., N, 1 or c)``.
+        b: ``(..., N, c)``.
+    """
+    with on_cpu():
+        return _hessian_solve(a, w, p, l2, b, _through_numpy(newton.solve_hessian, a, w, p, l2, b))
+
+
+def _solve_vjp(z, bar, a, w, p, l2, b):
+    u = hessian_solve(a, w, p, l2, bar)
+    with on_cpu():
+        q, v, weight = a @ u, a @ z, w[..., None]
+        sv, sq = _times_softmax(p, v), _times_softmax(p, q)
+        a_bar = -((weight * sv) @ u.mT + (weight * sq) @ z.mT)
+        p_bar = -weight * (q * v - q * _row_sums(p * v) - v * _row_sums(p * q))
+        return a_bar, -_cross(q, sv), p_bar, _like_penalty(-u * z, l2), u
+
+
+def _solve_jvp(z, tangents, a, w, p, l2, b):
+    # H dz = db - dA^T D S(A z) - A^T dD S(A z) - A^T D (S(dA z) + dS(A z)) - dL o z
+    da, dw, dp, dl, db = tangents[:5]
+    with on_cpu():
+        v, weight = a @ z, w[..., None]
+        sv, rows, parts = _times_softmax(p, v), [], [] if db is None else [db]
+        if da is not None:
+            parts.append(-(da.mT @ (weight * sv)))
+            rows.append(weight * _times_softmax(p, da @ z))
+        if dw is not None:
+            rows.append(dw[..., None] * sv)
+        if dp is not None:
+            rows.append(weight * (dp * v - dp * _row_sums(p * v) - p * _row_sums(dp * v)))
+        parts += [-(a.mT @ row) for row in rows]
+        parts += [] if dl is None else [-dl * z]
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]))
+
+
+def _like_penalty(x, l2):
+    """Summed over the classes where one penalty serves all."""
+    return _row_sums(x) if l2.shape[-1] == 1 and x.shape[-1] != 1 else x
+
+
+_hessian_solve = attach(_solve_vjp, _solve_jvp, (2, 1, 2, 2, 2, 2))
+
+
+# --- The minimizer ----------------------------------------------------------------------------------------------------
+
+
+def minimizer(a, y, w, l2):
+    """The minimizer T ``(..., N, c)``, differentiable in ``a``, ``w`` and ``l2``; NaN where Newton's method fails.
+
+    Args:
+        a: Rows ``(..., m, N)``.
+        y: One-hot labels ``(..., m, c)``; no gradient.
+        w: Weights ``(..., m)``.
+        l2: Penalty ``(..., N, 1 or c)``.
+    """
+    with on_cpu():
+        return attach_minimizer(a, y, w, l2, _through_numpy(lambda *args: newton.minimize(*args).t, a, y, w, l2))
+
+
+def attach_minimizer(a, y, w, l2, value):
+    """``value`` as the minimizer of the problem, with its derivatives."""
+    with on_cpu():
+        return _minimizer(a, w, l2, y, value)
+
+
+def _minimizer_vjp(t, bar, a, w, l2, y):
+    with on_cpu():
+        p = softmax(a @ t)
+    z = hessian_solve(a, w, p, l2, bar)
+    with on_cpu():
+        az, miss, weight = a @ z, p - y, w[..., None]
+        a_bar = -((weight * miss) @ z.mT + (weight * _times_softmax(p, az)) @ t.mT)
+        return a_bar, -_cross(miss, az), _like_penalty(-z * t, l2)
+
+
+def _minimizer_jvp(t, tangents, a, w, l2, y):
+    da, dw, dl = tangents[:3]
+    with on_cpu():
+        p = softmax(a @ t)
+        miss, weight, parts = p - y, w[..., None], []
+        if da is not None:
+            parts += [-(da.mT @ (weight * miss)), -(a.mT @ (weight * _times_softmax(p, da @ t)))]
+        if dw is not None:
+            parts.append(-(a.mT @ (dw[..., None] * miss)))
+        if dl is not None:
+            parts.append(-dl * t)
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]))
+
+
+_minimizer = attach(_minimizer_vjp, _minimizer_jvp, (2, 1, 2, 2, 2))
+
+
+# --- The objective at its minimum -------------------------------------------------------------------------------------
+
+
+def objective(a, y, w, l2, t):
+    """F ``(...)``, differentiable in all but ``y``."""
+    with on_cpu():
+        fit = mx.sum(w * cross_entropy(a @ t, y), axis=-1)
+        return fit + mx.sum(l2 * t * t, axis=(-2, -1)) / 2
+
+
+def cross_entropy(v, y):
+    """``logsumexp(v) - <y, v>`` of float64 logits ``(..., c)``, right to rounding at every order."""
+    with on_cpu():
+        return _cross_entropy(v, y, newton.residual_and_loss(newton.Graph(), v, y)[1])
+
+
+_cross_entropy = attach(
+    lambda _, bar, v, y: (bar[..., None] * (softmax(v) - y),),
+    lambda _, tangents, v, y: _cross(softmax(v) - y, tangents[0]),
+    (1, 1, 0),
+)
+
+
+# --- Leave-one-out ----------------------------------------------------------------------------------------------------
+
+
+def inverse(k):
+    """Inverse of a positive definite matrix ``(..., j, j)``: the first ``dG = -G dK G``."""
+    with on_cpu():
+        return _inverse(k, _through_numpy(lambda xp, k: xp.solve(k, xp.eye(k.shape[-1], dtype=xp.float64) + 0 * k), k))
+
+
+def _inverse_vjp(g, bar, k):
+    with on_cpu():
+        return (-(g @ bar @ g),)
+
+
+def _inverse_jvp(g, tangents, k):
+    with on_cpu():
+        return -(g @ tangents[0] @ g)
+
+
+_inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))
+
+
+def without_own_row(m, s):
+    """``(M^-1 - S)^-1`` of positive semidefinite ``m`` and ``s`` (..., c, c): M when what S adds to its inverse is gone.
+
+    dN = (I + N S) dM (I + S N) + N dS N.
+    """
+
+    def value(xp, m, s):
+        c = m.shape[-1]
+        eye = xp.eye(c, dtype=xp.float64)
+        size = xp.max(xp.abs(xp.diagonal(m, 0, -2, -1)), axis=-1)[..., None, None]
+        root = xp.cholesky(m + eye * (1e-15 * size + 1e-290))
+        inner = eye - root.swapaxes(-1, -2) @ s @ root
+        return root @ xp.solve(inner, root.swapaxes(-1, -2))
+
+    with on_cpu():
+        return _without_own_row(m, s, _through_numpy(value, m, s))
+
+
+def _without_vjp(n, bar, m, s):
+    with on_cpu():
+        turned = mx.eye(m.shape[-1], dtype=mx.float64) + s @ n
+        return turned @ bar @ turned.mT, n @ bar @ n
+
+
+def _without_jvp(n, tangents, m, s):
+    dm, ds = tangents[:2]
+    with on_cpu():
+        turned = mx.eye(m.shape[-1], dtype=mx.float64) + s @ n
+        parts = ([] if dm is None else [turned.mT @ dm @ turned]) + ([] if ds is None else [n @ ds @ n])
+        return sum(parts[1:], parts[0])
+
+
+_without_own_row = attach(_without_vjp, _without_jvp, (2, 2, 2))
+
+
+def one_step_without(a, y, w, l2, t):
+    r"""Logits ``(..., m, c)`` of each row after one Newton step from ``t`` without it.
+
+    With G = H^-1, M_i = (a_i x I) G (a_i x I)^T (c x c) and S_i = w_i (diag(p_i) - p_i p_i^T),
+
+        v_i + (M_i^-1 - S_i)^-1 w_i (p_i - y_i).
+
+    References:
+        K. R. Rad and A. Maleki, A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
+        cross-validation, J. R. Stat. Soc. B 82 (2020), Eq. 7, arXiv 1801.10243.
+    """
+    with on_cpu():
+        v = a @ t
+        p = softmax(v)
+        (rows, n), c, batch = a.shape[-2:], p.shape[-1], p.shape[:-2]
+        g = inverse(newton.curvature(newton.Graph(), a, w, p, l2)).reshape(*batch, c, n, c, n)
+        g = mx.swapaxes(g, -3, -2).reshape(*batch, c * c, n, n)
+        left = a[..., None, :, :]
+        m = mx.sum((left @ g) * left, axis=-1).mT.reshape(*batch, rows, c, c)
+        s = w[..., None, None] * (p[..., None] * (mx.eye(c, dtype=mx.float64) - p[..., None, :]))
+        step = without_own_row((m + m.mT) / 2, s) @ (w[..., None] * (p - y))[..., None]
+        return v + step[..., 0]
