@@ -13,3 +13,4 @@ from .ridge_values import solution as solution
 from .right_factor import RightFactor as RightFactor
 from .right_factor import right_factor as right_factor
 from .values import solve_value as solve_value
+from . import newton as newton

@@ -27,7 +27,7 @@ DENSE = 1200
 # Lengths of a step that are tried. Beyond 1: on separable classes Newton's own step is too short by far.
 _LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)
 # Newton steps in a graph, and the most that a fit to visible values may take.
-GRAPH_STEPS, MOST_STEPS = 32, 100
+GRAPH_STEPS, MOST_STEPS = 24, 100
 # Steps of conjugate gradients for one Newton step: in a graph, and at most.
 _GRAPH_CG, _MOST_CG = 30, 500
 

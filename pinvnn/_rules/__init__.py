@@ -15,3 +15,4 @@ from .rows import inverse_of as inverse_of
 from .rows import inverse_root as inverse_root
 from .rows import solution_of as solution_of
 from .spectral import inverse as inverse
+from . import logistic as logistic

@@ -27,12 +27,18 @@ from .._mlx.eager import visible
 from .._mlx.place import on_cpu
 
 
-def _through_numpy(fn, *args):
+def through_numpy(fn, *args):
     """``fn(xp, *args)`` by NumPy where values may be looked at, else in MLX's graph."""
     if not visible(*args):
         return fn(newton.Graph(), *map(mx.stop_gradient, args))
     xp = newton.NumPy()
-    return mx.array(fn(xp, *(xp.array(x) for x in args)), dtype=mx.float64)
+    return fn(xp, *(xp.array(x) for x in args))
+
+
+def _value(fn, *args):
+    """The same for a ``fn`` that returns one array, as a float64 array of MLX."""
+    value = through_numpy(fn, *args)
+    return value if isinstance(value, mx.array) else mx.array(value, dtype=mx.float64)
 
 
 def _row_sums(x):
@@ -81,7 +87,7 @@ def hessian_solve(a, w, p, l2, b):
         b: ``(..., N, c)``.
     """
     with on_cpu():
-        return _hessian_solve(a, w, p, l2, b, _through_numpy(newton.solve_hessian, a, w, p, l2, b))
+        return _hessian_solve(a, w, p, l2, b, _value(newton.solve_hessian, a, w, p, l2, b))
 
 
 def _solve_vjp(z, bar, a, w, p, l2, b):
@@ -133,7 +139,7 @@ def minimizer(a, y, w, l2):
         l2: Penalty ``(..., N, 1 or c)``.
     """
     with on_cpu():
-        return attach_minimizer(a, y, w, l2, _through_numpy(lambda *args: newton.minimize(*args).t, a, y, w, l2))
+        return attach_minimizer(a, y, w, l2, _value(lambda *args: newton.minimize(*args).t, a, y, w, l2))
 
 
 def attach_minimizer(a, y, w, l2, value):
@@ -198,7 +204,7 @@ _cross_entropy = attach(
 def inverse(k):
     """Inverse of a positive definite matrix ``(..., j, j)``: the first ``dG = -G dK G``."""
     with on_cpu():
-        return _inverse(k, _through_numpy(lambda xp, k: xp.solve(k, xp.eye(k.shape[-1], dtype=xp.float64) + 0 * k), k))
+        return _inverse(k, _value(lambda xp, k: xp.solve(k, xp.eye(k.shape[-1], dtype=xp.float64) + 0 * k), k))
 
 
 def _inverse_vjp(g, bar, k):
@@ -229,7 +235,7 @@ def without_own_row(m, s):
         return root @ xp.solve(inner, root.swapaxes(-1, -2))
 
     with on_cpu():
-        return _without_own_row(m, s, _through_numpy(value, m, s))
+        return _without_own_row(m, s, _value(value, m, s))
 
 
 def _without_vjp(n, bar, m, s):
@@ -271,3 +277,40 @@ def one_step_without(a, y, w, l2, t):
         s = w[..., None, None] * (p[..., None] * (mx.eye(c, dtype=mx.float64) - p[..., None, :]))
         step = without_own_row((m + m.mT) / 2, s) @ (w[..., None] * (p - y))[..., None]
         return v + step[..., 0]
+
+
+# --- The smallest objective: its derivatives need no H^-1 --------------------------------------------------------------
+# At the minimum dF/dT = 0, so that T may be held fixed: A_bar = D (P - Y) T^T, w_bar = the cross-entropies,
+# L_bar = T o T / 2, times F_bar. The T that these read is attached, which makes them right at second order.
+
+
+def smallest_objective(a, y, w, l2):
+    """F at its minimum ``(...)``, with the derivatives of the envelope theorem. Arguments as in :func:`minimizer`."""
+    with on_cpu():
+        t = mx.stop_gradient(minimizer(a, y, w, l2))
+        return _smallest_objective(a, w, l2, y, t, objective(a, y, w, l2, t))
+
+
+def _smallest_vjp(_, bar, a, w, l2, y, value):
+    t = attach_minimizer(a, y, w, l2, value)
+    with on_cpu():
+        v, bar = a @ t, bar[..., None, None]
+        a_bar = bar * (w[..., None] * (softmax(v) - y)) @ t.mT
+        return a_bar, bar[..., 0] * cross_entropy(v, y), _like_penalty(bar * t * t / 2, l2)
+
+
+def _smallest_jvp(_, tangents, a, w, l2, y, value):
+    da, dw, dl = tangents[:3]
+    t = attach_minimizer(a, y, w, l2, value)
+    with on_cpu():
+        v, parts = a @ t, []
+        if da is not None:
+            parts.append(mx.sum(w[..., None] * (softmax(v) - y) * (da @ t), axis=(-2, -1)))
+        if dw is not None:
+            parts.append(mx.sum(dw * cross_entropy(v, y), axis=-1))
+        if dl is not None:
+            parts.append(mx.sum(dl * t * t, axis=(-2, -1)) / 2)
+        return sum(parts[1:], parts[0])
+
+
+_smallest_objective = attach(_smallest_vjp, _smallest_jvp, (2, 1, 2, 2, 2, 0))

@@ -1,0 +1,130 @@
+"""What classifiers have in common: integer labels, weights of classes, probabilities."""
+
+from typing import Literal
+
+import mlx.core as mx
+
+from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._types import ArrayLike, Penalty
+from ._base import Readout, all_true
+from ._problem import features
+
+
+class LabelReadout(Readout):
+    """A readout of logits, one for each class."""
+
+    def __init__(
+        self,
+        input_dims: int,
+        num_classes: int,
+        l2: Penalty,
+        bias: bool,
+        learn_l2: bool,
+        class_weights: ArrayLike | Literal["balanced"] | None,
+    ) -> None:
+        super().__init__(input_dims, num_classes, l2, bias, learn_l2)
+        self._class_weights = self._checked_class_weights(class_weights, num_classes)
+
+    def _checked_class_weights(self, weights, classes):
+        if weights is None or (isinstance(weights, str) and weights == "balanced"):
+            return weights
+        if isinstance(weights, str):
+            self._fail('class_weights must be an array or "balanced"', f"{weights!r}", 'Pass "balanced".')
+        weights = checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
+        if weights.shape != (classes,):
+            self._fail(f"class_weights must have the shape ({classes},)", f"{weights.shape}", "Pass one a class.")
+        if not all_true(weights >= 0):
+            self._fail("class_weights must be non-negative", f"{weights.tolist()}", "Pass 0 to ignore a class.")
+        return weights
+
+    def _extra_repr(self) -> str:
+        kind = self._class_weights
+        shown = kind if kind is None or isinstance(kind, str) else kind.shape
+        return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
+
+    def _labels(self, name: str, y: ArrayLike, rows: int) -> mx.array:
+        """Labels ``(..., m)`` as an array of integers."""
+        labels = checks.array(name, "labels", y, 1)
+        if mx.issubdtype(labels.dtype, mx.inexact):
+            checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
+        if labels.ndim > 1 and labels.shape[-2] == rows != labels.shape[-1]:
+            rule, got = "labels must be one integer for each row, shape (..., m)", f"shape {labels.shape}"
+            remedy = "Pass labels[..., 0]." if labels.shape[-1] == 1 else "Pass the argmax of one-hot labels."
+            checks.fail(name, rule, got, remedy)
+        if labels.shape[-1] != rows:
+            got = f"{rows} and {labels.shape[-1]}"
+            checks.fail(name, "x and labels must have the same number of rows", got, "Pass one label for each row.")
+        return labels
+
+    def _labelled_rows(
+        self, name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Rows ``(..., m, n)``, one-hot labels ``(..., m, c)`` (bool), and weights times those of the classes."""
+        x = features(name, "x", x, self._dims[0], 2)
+        if x.dtype == mx.complex64:
+            checks.fail(name, "x must be real", "complex64", "Pass real features.", TypeError)
+        labels, dtype = self._labels(name, y, x.shape[-2]), dtypes.working(x)
+        batch = [("x", x.shape[:-2]), ("labels", labels.shape[:-1])]
+        if weights is not None:
+            weights = checks.real_array(name, "weights", weights, dtype)
+            checks.rows(name, x, x, weights)
+            batch.append(("weights", weights.shape[:-1]))
+        checks.batch_shape(name, *batch)
+        with large(dtype):
+            hot = labels[..., None] == mx.arange(self._dims[1])
+            w = self._weighed(hot, weights, dtype)
+            return x, hot, mx.ones((x.shape[-2],), dtype) if w is None else w
+
+    def _weighed(self, hot: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
+        """``weights`` (..., m) times the class weights of the rows, whose one-hot labels are ``hot`` (..., m, c)."""
+        if self._class_weights is None:
+            return weights
+        with large(dtype):
+            hot = hot.astype(dtype)
+            of_class = self._class_weights
+            if isinstance(of_class, str):
+                counts = hot if weights is None else weights[..., None] * hot
+                counts = mx.sum(counts, axis=-2, keepdims=True)
+                seen = counts > 0
+                of_class = mx.sum(counts, axis=-1, keepdims=True) / mx.where(seen, counts * hot.shape[-1], 1)
+            of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
+            of_row = mx.where(mx.any(hot > 0, axis=-1), of_row, 1)  # no class: its target of NaN must show, not vanish
+            return of_row if weights is None else of_row * weights
+
+    def _check_fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> None:
+        """What an eager fit refuses: batches, labels that are no class, values that are not finite."""
+        name = f"{type(self).__name__}.fit"
+        rows, hot, w = self._labelled_rows(name, x, y, weights)
+        if max(rows.ndim, hot.ndim, w.ndim + 1) > 2:
+            got = f"shapes {rows.shape} and {hot.shape[:-1]}"
+            self._fail("x must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
+        with on_cpu():
+            w, used = astype(w, mx.float64), w != 0
+            if not all_true(mx.isfinite(w)):
+                self._fail("weights must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
+            if not all_true(w >= 0):
+                self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
+            if not all_true(mx.any(hot, axis=-1) | ~used):
+                labels = mx.where(used, checks.array(name, "labels", y, 1), 0)
+                got = f"{labels.min().item()} to {labels.max().item()}"
+                rule = f"labels must be from 0 to {self._dims[1] - 1}"
+                self._fail(rule, got, "Change num_classes or the labels.", "fit")
+            if not all_true(mx.isfinite(rows) | ~used[..., None]):
+                self._fail("x must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
+
+    def __call__(self, x: ArrayLike) -> mx.array:
+        """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights; float32 for half input."""
+        x = checks.array(type(self).__name__, "x", x, 1)
+        return super().__call__(astype(x, dtypes.working(x)))
+
+    def predict_proba(self, x: ArrayLike) -> mx.array:
+        """Probabilities of the classes ``(..., c)`` for ``x`` ``(..., n)``."""
+        logits = self(x)
+        with large(logits.dtype):
+            return mx.softmax(logits, axis=-1)
+
+    def predict(self, x: ArrayLike) -> mx.array:
+        """Labels ``(...)`` for ``x`` ``(..., n)``."""
+        logits = self(x)
+        with large(logits.dtype):
+            return mx.argmax(logits, axis=-1)

@@ -1,0 +1,289 @@
+"""Logistic regression as a layer: fitted in the forward pass, with the gradient of the exact minimizer."""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import mlx.core as mx
+
+from .._factor import newton
+from .._mlx import astype, checks, dtypes, on_cpu
+from .._rules import logistic
+from .._types import ArrayLike, Penalty
+from ._labels import LabelReadout
+from ._problem import features
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Largest (n + 1) c for leave-one-out, which forms and inverts the Hessian.
+_LARGEST_HESSIAN = 5000
+
+
+class _Rows(NamedTuple):
+    """A logistic problem, checked, in float64 on the CPU. Arrays may differ in their batch dimensions.
+
+    Attributes:
+        a: Features about ``mean``, and a column of ones for the intercept, ``(..., m, N)``.
+        y: One-hot labels ``(..., m, c)``; NaN for a label that is no class.
+        w: Weights ``(..., m)``, NaN where there is no minimizer for want of a class.
+        l2: Penalty ``(N, 1 or c)``.
+        mean: ``(..., 1, n)``, or None without an intercept. A constant: no shift changes the fit.
+        out: The dtype of results.
+    """
+
+    a: mx.array
+    y: mx.array
+    w: mx.array
+    l2: mx.array
+    mean: mx.array | None
+    out: mx.Dtype
+
+
+class LogisticReadout(LabelReadout):
+    r"""Multinomial logistic regression in closed loop: a linear classifier that is fitted in the forward pass.
+
+    .. math::
+        \min_{W, c} \sum_i w_i\,\mathrm{CE}(y_i, \mathrm{softmax}(W x_i + c)) + \tfrac12 \sum_{t,j} l_{tj}\,W_{tj}^2
+
+    A sum and not a mean; the intercept ``c`` is never penalised. This is scikit-learn's ``LogisticRegression`` with
+    ``C = 1 / l2`` (for two classes, which it writes with one vector w where the softmax has +w/2 and -w/2,
+    ``C = 2 / l2``). Where no penalty decides, weights and intercepts sum to 0 over the classes.
+
+    Newton's method finds the minimizer, in float64 on the CPU whatever the dtype and the default device. The gradient
+    is that of the minimizer itself, by the implicit function theorem: right at every order, at the cost of one Newton
+    step, whatever the number of steps. Outside of ``mx.compile`` and ``mx.vmap`` as many steps are taken as are needed;
+    inside of them 24, which converge from separable classes down to ``l2 = 1e-12``. What does not converge is NaN. Up
+    to (n + 1) c = 1200 the Hessian is factored; beyond, conjugate gradients solve with it, preconditioned by Boehning's
+    bound, and memory stays of the order of the data.
+
+    There are the same ways to use it as with :class:`LeastSquaresReadout`: :meth:`fit` stores the weights;
+    :meth:`adapt`, :meth:`projected_loss` and :meth:`loo_loss` differentiate through the fit.
+
+    Args:
+        input_dims (int): Number of input features n.
+        num_classes (int): Number of classes c, at least 2.
+        l2 (float or array, optional): Penalty: a number, ``(c,)`` per class, ``(n, 1)`` per feature, or ``(n, c)``.
+            Default: ``1.0``.
+        bias (bool, optional): Whether there is an intercept. Default: ``True``.
+        learn_l2 (bool, optional): Make ``l2`` a trainable parameter by its logarithm, ``log_l2``. Default: ``False``.
+        class_weights (array or str, optional): Weights ``(c,)`` of the rows of each class, or ``"balanced"`` for
+            weights that give all classes the same sum, m / c. Default: ``None``.
+
+    Shape:
+        - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and
+          ``__call__``; :func:`mlx.core.vmap` serves as well.
+        - labels: ``(..., m)`` integers from 0 to c - 1; others give NaN.
+        - weights: ``(..., m)``, non-negative; multiplied by those of the classes. A row of weight 0 takes no part.
+        - weight: ``(..., c, n)`` and bias: ``(..., c)``, as in ``nn.Linear``.
+
+    There is no minimizer, and NaN, where a class has no row (its intercept goes to minus infinity; not with
+    ``bias=False``), and where ``l2 = 0`` and the classes are separable.
+
+    Raises:
+        ValueError: If shapes do not fit, ``l2`` is negative, or a learnable ``l2`` is not positive.
+        TypeError: If labels are not integers, or an argument is not array-like.
+
+    Examples:
+        >>> import mlx.core as mx
+        >>> from pinvnn.nn import LogisticReadout
+        >>> x, labels = mx.array([[-2.0], [-1.0], [1.0], [2.0]]), mx.array([0, 0, 1, 1])
+        >>> readout = LogisticReadout(1, 2).fit(x, labels)
+        >>> readout.predict(mx.array([[-1.5], [0.5]]))
+        array([0, 1], dtype=uint32)
+
+    References:
+        D. Boehning, Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44 (1992), 197-200, doi
+        10.1007/BF00048682. The derivatives: docs/math.md.
+    """
+
+    def __init__(
+        self,
+        input_dims: int,
+        num_classes: int,
+        l2: Penalty = 1.0,
+        bias: bool = True,
+        learn_l2: bool = False,
+        class_weights: ArrayLike | Literal["balanced"] | None = None,
+    ) -> None:
+        super().__init__(input_dims, num_classes, l2, bias, learn_l2, class_weights)
+        if num_classes < 2:
+            self._fail("num_classes must be at least 2", f"{num_classes}", "One class needs no classifier.")
+        self._steps, self._reason = 0, "not fitted"
+
+    @property
+    def steps(self) -> int:
+        """Newton steps of the last :meth:`fit`."""
+        return self._steps
+
+    @property
+    def reason(self) -> str:
+        """What ended the last :meth:`fit`, in words."""
+        return self._reason
+
+    def _problem(self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> _Rows:
+        name = f"{type(self).__name__}.{method}"
+        x, hot, w = self._labelled_rows(name, x, y, weights)
+        out = dtypes.working(x)
+        with on_cpu():
+            w, x = astype(w, mx.float64), astype(x, mx.float64)
+            used = w != 0
+            known = mx.any(hot, axis=-1, keepdims=True) | ~used[..., None]
+            y = mx.where(known, hot.astype(mx.float64), mx.array(float("nan"), mx.float64))
+            x = mx.where(used[..., None], x, mx.zeros_like(x))  # whatever it holds, NaN included
+            w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
+            l2 = self._penalty()
+            l2 = mx.zeros((1, 1), mx.float64) if l2 is None else l2
+            l2 = mx.broadcast_to(mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2), (x.shape[-1], l2.shape[-1]))
+            mean = None
+            if "bias" in self:
+                mean = mx.stop_gradient(_mean(x, w))
+                x = mx.concatenate([x - mean, mx.ones_like(x[..., :1])], axis=-1)
+                l2 = mx.concatenate([l2, mx.zeros_like(l2[:1])], axis=0)
+                w = mx.where(_every_class_is_present(y, w), w, mx.array(float("nan"), mx.float64))
+            batch = mx.broadcast_shapes(x.shape[:-2], y.shape[:-2], w.shape[:-1])
+            x, y = (mx.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (x, y))
+            w = mx.broadcast_to(w, (*batch, w.shape[-1]))
+        return _Rows(x, y, w, l2, mean, out)
+
+    def fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "Self":
+        """Solve for ``weight`` and ``bias``, store them, and return the layer. Eager: not for use in a transformation.
+
+        :attr:`steps` and :attr:`reason` tell how Newton's method ended.
+
+        Raises:
+            ValueError: If ``x`` has more than two dimensions, a value is not finite, a weight is negative, a label is
+                not one of the classes, a class has no row, or there is no minimizer since ``l2`` is 0 and the classes
+                are separable.
+        """
+        self._check_fit(x, y, weights)
+        p = self._problem("fit", x, y, weights)
+        if "bias" in self:
+            with on_cpu():
+                empty = [i for i, total in enumerate(mx.sum(p.y, axis=0).tolist()) if not total > 0]
+            if empty and p.y.shape[0]:
+                self._fail("every class must have a row", f"none of class {empty[0]}", "Drop it, or bias=False.", "fit")
+        found = logistic.through_numpy(newton.minimize, p.a, p.y, p.w, p.l2)
+        self._steps = found.steps
+        with on_cpu():
+            t = mx.array(found.t, dtype=mx.float64)
+            if not bool(mx.all(mx.isfinite(t)).item()):
+                got, remedy = f"none after {found.steps} Newton steps with l2={self.l2}", "Pass l2 > 0."
+                self._fail("there must be a minimizer (are the classes separable?)", got, remedy, "fit")
+        self._reason = f"converged: the Newton decrement fell to {float(found.decrement):.1e} of the objective"
+        weight, bias = self._split(p, t)
+        self._store(weight, bias)
+        return self
+
+    def _split(self, p: _Rows, t: mx.array) -> tuple[mx.array, mx.array | None]:
+        """``(weight, bias)`` of the minimizer ``t``."""
+        with on_cpu():
+            if p.mean is None:
+                return t.mT.astype(p.out), None
+            solution, intercept = t[..., :-1, :], t[..., -1:, :]
+            bias = (intercept - p.mean @ solution)[..., 0, :]
+            return solution.mT.astype(p.out), bias.astype(p.out)
+
+    def solve(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> tuple[mx.array, mx.array | None]:
+        """The fit as ``(weight, bias)``, differentiable and without state; bias is None if the layer has none.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: Labels ``(..., m)``.
+            weights: ``(..., m)`` or None.
+
+        Returns:
+            ``(..., c, n)`` and ``(..., c)``, float32 for half input; NaN where there is no minimizer.
+        """
+        p = self._problem("solve", x, y, weights)
+        return self._split(p, logistic.minimizer(p.a, p.y, p.w, p.l2))
+
+    def adapt(self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
+        """Fit on ``(x, labels)`` and return logits for ``x_query``, differentiable from end to end and without state.
+
+        Args:
+            x: Support ``(..., m, n)``.
+            y: Its labels ``(..., m)``.
+            x_query: ``(..., q, n)``.
+            weights: ``(..., m)`` or None.
+
+        Returns:
+            ``(..., q, c)``, float32 for half input.
+        """
+        p = self._problem("adapt", x, y, weights)
+        x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
+        t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+        with on_cpu():
+            rows = astype(x_query, mx.float64)
+            if p.mean is None:
+                return (rows @ t).astype(p.out)
+            return ((rows - p.mean) @ t[..., :-1, :] + t[..., -1:, :]).astype(p.out)
+
+    def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
+        """The objective, penalty included, at its minimum over weight and bias, divided by m: ``(...)``.
+
+        Its gradient is that of the objective at the minimizer, and nothing is solved for it (the envelope theorem). It
+        is right at every order.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: Labels ``(..., m)``.
+            weights: ``(..., m)`` or None.
+        """
+        p = self._problem("projected_loss", x, y, weights)
+        with on_cpu():
+            return (logistic.smallest_objective(p.a, p.y, p.w, p.l2) / p.a.shape[-2]).astype(p.out)
+
+    def loo_predictions(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
+        """Logits for each row by the fit to all other rows, approximately: one Newton step without the row.
+
+        Differentiable at every order in ``x``, ``weights`` and ``l2``.
+
+        Args:
+            x: ``(..., m, n)``, with (n + 1) c at most 5000: the Hessian is formed and inverted.
+            y: Labels ``(..., m)``.
+            weights: ``(..., m)`` or None. Rows of weight 0 take no part in any fit, but have predictions.
+
+        Returns:
+            ``(..., m, c)``, float32 for half input. NaN for the only row of its class: without it there is no fit
+            (unless ``bias=False``).
+
+        References:
+            K. R. Rad and A. Maleki, A scalable estimate of the out-of-sample prediction error via approximate
+            leave-one-out cross-validation, J. R. Stat. Soc. B 82 (2020), Eq. 7, arXiv 1801.10243.
+        """
+        p = self._problem("loo_predictions", x, y, weights)
+        return self._left_out(p, "loo_predictions", x).astype(p.out, stream=mx.cpu)
+
+    def _left_out(self, p: _Rows, method: str, x: ArrayLike) -> mx.array:
+        if p.a.shape[-1] * p.y.shape[-1] > _LARGEST_HESSIAN:
+            got = f"{p.a.shape[-1]} and {p.y.shape[-1]}"
+            rule = f"unknowns per class times classes must be at most {_LARGEST_HESSIAN}"
+            self._fail(rule, got, "Use a validation split, or RidgeClassifier.", method)
+        t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+        logits = logistic.one_step_without(p.a, p.y, p.w, p.l2, t)
+        with on_cpu():
+            if p.mean is None:
+                return logits
+            own = mx.where(p.w > 0, p.w, mx.zeros_like(p.w))[..., None] * p.y
+            others = mx.sum(own, axis=-2, keepdims=True) - own
+            alone = mx.any((own > 0) & (others <= 1e-12 * own), axis=-1, keepdims=True)
+            return mx.where(alone, mx.array(float("nan"), mx.float64), logits)
+
+    def loo_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
+        """Weighted mean cross-entropy of :meth:`loo_predictions`, ``(...)``. Class weights count."""
+        p = self._problem("loo_loss", x, y, weights)
+        logits = self._left_out(p, "loo_loss", x)
+        with on_cpu():
+            used = p.w != 0
+            logits = mx.where(used[..., None], logits, mx.zeros_like(logits))
+            loss = mx.sum(p.w * logistic.cross_entropy(logits, p.y), axis=-1) / mx.sum(p.w, axis=-1)
+            return loss.astype(p.out)
+
+
+def _mean(x, w):
+    total = mx.sum(w, axis=-1)[..., None, None]
+    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / mx.where(total == 0, mx.ones_like(total), total)
+
+
+def _every_class_is_present(y, w):
+    """``(..., 1)``; also where labels or weights are NaN, which show by themselves."""
+    return mx.all(~(mx.sum(w[..., None] * y, axis=-2) == 0), axis=-1)[..., None]
