@@ -3,6 +3,7 @@
 What the layers above (nn, streaming, varpro, heads) may use of this room is imported here, and only here.
 """
 
+from . import newton as newton
 from .rank import cutoff as cutoff
 from .rank import default_rtol as default_rtol
 from .rank import keep as keep
@@ -13,4 +14,3 @@ from .ridge_values import solution as solution
 from .right_factor import RightFactor as RightFactor
 from .right_factor import right_factor as right_factor
 from .values import solve_value as solve_value
-from . import newton as newton

@@ -5,6 +5,7 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 
 from . import envelope as envelope
 from .decayed import fading as fading
+from . import logistic as logistic
 from .products import gram_handle as gram_handle
 from .products import product as product
 from .ridge import gram_normal as gram_normal
@@ -15,4 +16,3 @@ from .rows import inverse_of as inverse_of
 from .rows import inverse_root as inverse_root
 from .rows import solution_of as solution_of
 from .spectral import inverse as inverse
-from . import logistic as logistic

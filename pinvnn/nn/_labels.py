@@ -5,6 +5,7 @@ from typing import Literal
 import mlx.core as mx
 
 from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._rules import logistic
 from .._types import ArrayLike, Penalty
 from ._base import Readout, all_true
 from ._problem import features
@@ -120,6 +121,8 @@ class LabelReadout(Readout):
     def predict_proba(self, x: ArrayLike) -> mx.array:
         """Probabilities of the classes ``(..., c)`` for ``x`` ``(..., n)``."""
         logits = self(x)
+        if logits.dtype == mx.float64:  # MLX's own softmax is right to 1e-7 there
+            return logistic.softmax(logits)
         with large(logits.dtype):
             return mx.softmax(logits, axis=-1)
 

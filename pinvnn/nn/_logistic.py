@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import mlx.core as mx
 
 from .._factor import newton
-from .._mlx import astype, checks, dtypes, on_cpu
+from .._mlx import astype, dtypes, on_cpu
 from .._rules import logistic
 from .._types import ArrayLike, Penalty
 from ._labels import LabelReadout

@@ -1,0 +1,332 @@
+"""Logistic readouts against scikit-learn, refits and differences; transforms; bad input."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris, load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from pinvnn._factor import newton
+from pinvnn.nn import LogisticReadout
+from pinvnn.testing import adjoint_check, gradcheck
+
+LOADERS = {"iris": load_iris, "wine": load_wine}
+TOLERANCE = {mx.float64: 1e-7, mx.float32: 2e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
+
+
+def wide(x):
+    return mx.array(x, dtype=mx.float64)
+
+
+def standardised(name):
+    x, y = LOADERS[name](return_X_y=True)
+    return StandardScaler().fit_transform(x), y
+
+
+def blobs(seed, rows=12, features=3, classes=3, spread=1.0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % classes
+    x = spread * rng.normal(size=(classes, features))[labels] + rng.normal(size=(rows, features))
+    return x, labels, rng.uniform(0.5, 2, rows)
+
+
+# --- The minimizer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [mx.float64, mx.float32])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("l2", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("name", LOADERS)
+def test_coefficients_are_those_of_scikit_learn(name, l2, weighted, dtype):
+    x, y = standardised(name)
+    w = np.random.default_rng(0).uniform(0.2, 3, len(y)) if weighted else None
+    reference = LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-13, max_iter=1000).fit(x, y, w)
+    weights = None if w is None else mx.array(w, dtype=dtype)
+    readout = LogisticReadout(x.shape[1], 3, l2=l2).fit(mx.array(x, dtype=dtype), mx.array(y), weights)
+    largest = np.abs(reference.coef_).max()
+    np.testing.assert_allclose(np.array(readout.weight), reference.coef_, rtol=0, atol=TOLERANCE[dtype] * largest)
+    np.testing.assert_allclose(np.array(readout.bias), reference.intercept_, rtol=0, atol=TOLERANCE[dtype] * 10)
+    assert readout.weight.dtype == dtype and readout.steps > 0 and readout.reason.startswith("converged")
+    proba = np.array(readout.predict_proba(mx.array(x, dtype=dtype)))
+    np.testing.assert_allclose(proba, reference.predict_proba(x), atol=10 * TOLERANCE[dtype])
+
+
+def test_two_classes_have_half_the_vector_each():
+    x, y, _ = blobs(1, classes=2)
+    reference = LogisticRegression(C=2 / 0.7, solver="newton-cholesky", tol=1e-13).fit(x, y)
+    readout = LogisticReadout(3, 2, l2=0.7).fit(wide(x), mx.array(y))
+    np.testing.assert_allclose(np.array(readout.weight[1] - readout.weight[0]), reference.coef_[0], atol=1e-9)
+    np.testing.assert_allclose(np.array(readout.predict_proba(wide(x))), reference.predict_proba(x), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", ["class", "feature", "both", "no bias"])
+def test_the_gradient_is_zero_at_the_solution_for_every_penalty(shape):
+    x, y, w = blobs(2)
+    rng = np.random.default_rng(2)
+    penalty = {"class": (3,), "feature": (3, 1), "both": (3, 3), "no bias": ()}[shape]
+    l2 = rng.uniform(0.1, 3, penalty)
+    readout = LogisticReadout(3, 3, l2=wide(l2), bias=shape != "no bias").fit(wide(x), mx.array(y), wide(w))
+    weight, bias = np.array(readout.weight), np.array(readout.bias) if "bias" in readout else np.zeros(3)
+    logits = x @ weight.T + bias
+    p = np.exp(logits - np.log(np.exp(logits).sum(1, keepdims=True)))
+    miss = w[:, None] * (p - np.eye(3)[y])
+    np.testing.assert_allclose(x.T @ miss + l2 * weight.T, 0, atol=1e-9)
+    if shape != "no bias":
+        np.testing.assert_allclose(miss.sum(0), 0, atol=1e-9)
+        assert abs(bias.sum()) < 1e-9
+
+
+def test_without_a_penalty_where_classes_overlap():
+    x, y, _ = blobs(3, rows=60, spread=0.3)
+    reference = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-13).fit(x, y)
+    readout = LogisticReadout(3, 3, l2=0.0).fit(wide(x), mx.array(y))
+    np.testing.assert_allclose(np.array(readout.predict_proba(wide(x))), reference.predict_proba(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("power", [-12, -6, 0, 6, 12])
+def test_units_of_the_features_and_of_the_penalty_go_together(power):
+    x, y, _ = blobs(4)
+    units = 10.0 ** np.array([power, 0, -power])
+    plain = LogisticReadout(3, 3, l2=0.3).fit(wide(x), mx.array(y))
+    scaled = LogisticReadout(3, 3, l2=wide(0.3 * units[:, None] ** 2)).fit(wide(x * units), mx.array(y))
+    np.testing.assert_allclose(np.array(scaled.weight) * units, np.array(plain.weight), rtol=1e-6)
+
+
+@pytest.mark.parametrize("l2", [1e-6, 1e-4, 1e-2])
+def test_separable_episodes_in_float32(l2):
+    ours, theirs = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        means = rng.normal(size=(5, 64))
+        labels, asked = np.repeat(np.arange(5), 5), np.repeat(np.arange(5), 15)
+        x = means[labels] + rng.normal(size=(25, 64))
+        query = means[asked] + rng.normal(size=(75, 64))
+        logits = LogisticReadout(64, 5, l2=l2).adapt(
+            mx.array(x, dtype=mx.float32), mx.array(labels), mx.array(query, dtype=mx.float32)
+        )
+        assert mx.all(mx.isfinite(logits)).item(), seed
+        ours.append(np.mean(np.array(mx.argmax(logits, axis=-1)) == asked))
+        theirs.append(LogisticRegression(C=1 / l2, max_iter=1000).fit(x, labels).score(query, asked))
+    assert np.mean(ours) >= np.mean(theirs) - 0.005
+
+
+@pytest.mark.parametrize("l2", [0.3, "class"])
+def test_conjugate_gradients_agree_with_the_factored_hessian(monkeypatch, l2):
+    x, y, w = blobs(5, rows=30, features=6)
+    l2 = np.array([0.2, 0.5, 1.0]) if l2 == "class" else l2
+    readout = LogisticReadout(6, 3, l2=wide(l2))
+
+    def loss(x, w):
+        weight, bias = readout.solve(x, mx.array(y), w)
+        return (weight * mx.arange(18).reshape(3, 6)).sum() + (bias * mx.array([1.0, 2.0, 4.0])).sum()
+
+    def both():
+        value, gradients = mx.value_and_grad(loss, argnums=(0, 1))(wide(x), wide(w))
+        compiled = mx.compile(mx.value_and_grad(loss, argnums=(0, 1)))(wide(x), wide(w))
+        return [np.array(v) for v in (value, *gradients, compiled[0], *compiled[1])]
+
+    dense = both()
+    monkeypatch.setattr(newton, "DENSE", 0)
+    for one, other in zip(dense, both(), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7 * np.abs(one).max())
+
+
+# --- Derivatives ------------------------------------------------------------------------------------------------------
+
+METHODS = ["solve", "adapt", "projected_loss", "loo_predictions", "loo_loss"]
+
+
+def as_function(method, y, bias=True):
+    """A method as a function of x, weights and the logarithm of the penalty."""
+
+    def fn(x, w, log_l2):
+        readout = LogisticReadout(x.shape[-1], 3, l2=1.0, bias=bias, learn_l2=True)
+        readout.log_l2 = log_l2
+        rest = (x[..., :2, :],) if method == "adapt" else ()
+        return getattr(readout, method)(x, y, *rest, weights=w)
+
+    return fn
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives(method, order):
+    x, y, w = blobs(6, rows=9, features=2)
+    gradcheck(as_function(method, mx.array(y)), wide(x), wide(w), wide([[-0.5], [0.2]]), order=order)
+
+
+@pytest.mark.parametrize("method", ["adapt", "loo_loss"])
+def test_derivatives_with_a_penalty_for_each_class_and_no_intercept(method):
+    x, y, w = blobs(7, rows=9, features=2)
+    fn = as_function(method, mx.array(y), bias=False)
+    gradcheck(fn, wide(x), wide(w), wide([[-0.5, 0.1, 0.3]]), order=2)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
+@pytest.mark.parametrize("method", METHODS)
+def test_adjoint_identity(method, dtype):
+    x, y, w = blobs(8)
+    adjoint_check(as_function(method, mx.array(y)), *(mx.array(v, dtype=dtype) for v in (x, w)), wide([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_equals_eager_with_its_gradient(method):
+    x, y, w = blobs(9)
+    fn = as_function(method, mx.array(y))
+
+    def loss(x, w, log_l2):
+        out = fn(x, w, log_l2)
+        return sum(mx.square(part).sum() for part in (out if isinstance(out, tuple) else (out,)))
+
+    both = mx.value_and_grad(loss, argnums=(0, 1, 2))
+    args = wide(x), wide(w), wide(0.3)
+    (value, gradients), (compiled_value, compiled) = both(*args), mx.compile(both)(*args)
+    for one, other in zip((value, *gradients), (compiled_value, *compiled), strict=True):
+        np.testing.assert_allclose(np.array(other), np.array(one), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["adapt", "loo_loss"])
+def test_episodes_as_batch_and_as_vmap(method):
+    data = [blobs(seed) for seed in range(3)]
+    x, w = (wide(np.stack([d[i] for d in data])) for i in (0, 2))
+    fn = as_function(method, mx.array(data[0][1]))
+    one_by_one = np.stack([np.array(fn(x[i], w[i], wide(0.2))) for i in range(3)])
+    np.testing.assert_allclose(np.array(fn(x, w, wide(0.2))), one_by_one, atol=1e-9)
+    np.testing.assert_allclose(np.array(mx.vmap(lambda x, w: fn(x, w, wide(0.2)))(x, w)), one_by_one, atol=1e-9)
+    slope = mx.grad(lambda x: fn(x, w, wide(0.2)).sum())(x)
+    mapped = mx.vmap(mx.grad(lambda x, w: fn(x, w, wide(0.2)).sum()))(x, w)
+    np.testing.assert_allclose(np.array(mapped), np.array(slope), atol=1e-8)
+
+
+# --- Leave-one-out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("l2", [0.1, 1.0, 10.0])
+def test_leave_one_out_is_near_refits(l2, weighted):
+    x, y, w = blobs(10, rows=60, features=4)
+    w = w if weighted else np.ones(60)
+    readout = LogisticReadout(4, 3, l2=l2)
+    refits = []
+    for i in range(60):
+        keep = np.arange(60) != i
+        fitted = LogisticReadout(4, 3, l2=l2).fit(wide(x[keep]), mx.array(y[keep]), wide(w[keep]))
+        refits.append(-np.log(np.array(fitted.predict_proba(wide(x[i : i + 1])))[0, y[i]]))
+    claimed = readout.loo_loss(wide(x), mx.array(y), wide(w)).item()
+    assert abs(claimed / np.average(refits, weights=w) - 1) < 0.03
+
+
+def test_the_only_row_of_a_class_cannot_be_left_out():
+    x, y, _ = blobs(11)
+    y = np.where(np.arange(12) == 4, 2, y % 2)
+    logits = LogisticReadout(3, 3).loo_predictions(wide(x), mx.array(y))
+    assert np.array_equal(np.isnan(np.array(logits)).all(axis=1), np.arange(12) == 4)
+    assert mx.all(mx.isfinite(LogisticReadout(3, 3, bias=False).loo_predictions(wide(x), mx.array(y)))).item()
+
+
+# --- Rows, dtypes, bad input ------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_weight_0_takes_no_part_whatever_it_holds():
+    x, y, w = blobs(12)
+    w[3], bad = 0, x.copy()
+    bad[3] = np.nan
+    labels = y.copy()
+    labels[3] = 77
+    keep = w > 0
+    for make in (lambda: LogisticReadout(3, 3), lambda: LogisticReadout(3, 3, bias=False)):
+        without = make().fit(wide(x[keep]), mx.array(y[keep]), wide(w[keep]))
+        np.testing.assert_allclose(
+            np.array(make().fit(wide(bad), mx.array(labels), wide(w)).weight), np.array(without.weight), atol=1e-10
+        )
+        left_out = make().loo_loss(wide(bad), mx.array(labels), wide(w)).item()
+        assert left_out == pytest.approx(make().loo_loss(wide(x[keep]), mx.array(y[keep]), wide(w[keep])).item())
+
+
+def test_weight_2_is_the_row_twice_and_class_weights_are_weights():
+    x, y, _ = blobs(13)
+    twice = np.concatenate([x, x[y == 1]]), np.concatenate([y, y[y == 1]])
+    reference = LogisticReadout(3, 3).fit(wide(twice[0]), mx.array(twice[1]))
+    by_class = LogisticReadout(3, 3, class_weights=mx.array([1.0, 2.0, 1.0])).fit(wide(x), mx.array(y))
+    np.testing.assert_allclose(np.array(by_class.weight), np.array(reference.weight), atol=1e-10)
+    y = np.where(np.arange(12) < 8, 0, y)
+    balanced = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky", tol=1e-13).fit(x, y)
+    ours = LogisticReadout(3, 3, class_weights="balanced").fit(wide(x), mx.array(y))
+    np.testing.assert_allclose(np.array(ours.weight), balanced.coef_, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_input_gives_float32(dtype):
+    x, y, _ = blobs(14)
+    half = mx.array(x, dtype=dtype)
+    readout = LogisticReadout(3, 3).fit(half, mx.array(y))
+    exact = LogisticReadout(3, 3).fit(half.astype(mx.float32), mx.array(y))
+    assert readout.weight.dtype == readout.predict_proba(half).dtype == mx.float32
+    assert readout.loo_loss(half, mx.array(y)).dtype == mx.float32
+    np.testing.assert_allclose(np.array(readout.weight), np.array(exact.weight), atol=1e-6)
+
+
+def test_nan_in_one_episode_is_its_own():
+    data = [blobs(seed) for seed in range(3)]
+    x, y = np.stack([d[0] for d in data]), data[0][1]
+    x[1, 0, 0] = np.nan
+    for adapt in (fn := lambda x: LogisticReadout(3, 3).adapt(x, mx.array(y), x), mx.compile(fn), mx.vmap(fn)):
+        assert np.array_equal(np.isnan(np.array(adapt(wide(x)))).all(axis=(1, 2)), [False, True, False])
+
+
+def test_no_minimizer_is_nan_and_fit_says_why():
+    x, y, _ = blobs(15, spread=20)
+    readout = LogisticReadout(3, 3, l2=0.0)
+    for solve in (fn := lambda x: readout.solve(x, mx.array(y))[0], mx.compile(fn)):
+        assert mx.all(mx.isnan(solve(wide(x)))).item()
+    with pytest.raises(ValueError, match=r"must be a minimizer .*separable.* Newton steps with l2=0.0. Pass l2 > 0"):
+        readout.fit(wide(x), mx.array(y))
+    missing = mx.array(y % 2)
+    assert mx.all(mx.isnan(LogisticReadout(3, 3).solve(wide(x), missing)[0])).item()
+    with pytest.raises(ValueError, match="every class must have a row, but got none of class 2"):
+        LogisticReadout(3, 3).fit(wide(x), missing)
+    assert mx.all(mx.isfinite(LogisticReadout(3, 3, bias=False).fit(wide(x), missing).weight)).item()
+
+
+X, Y = mx.zeros((4, 3)), mx.array([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: LogisticReadout(3, 1), ValueError, "num_classes must be at least 2, but got 1"),
+        (lambda: LogisticReadout(0, 3), ValueError, "input_dims must be a positive integer"),
+        (lambda: LogisticReadout(3, 3, l2=-1.0), ValueError, "l2 must be non-negative"),
+        (lambda: LogisticReadout(3, 3, class_weights="b"), ValueError, "class_weights must be an array or"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y + 1), ValueError, "labels must be from 0 to 2, but got 1 to 3"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y[:, None]), ValueError, r"labels must be one integer for each row"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y[:3]), ValueError, "same number of rows, but got 4 and 3"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y * 1.0), TypeError, "labels must be integers"),
+        (lambda: LogisticReadout(3, 3).fit(X[None], Y[None]), ValueError, "x must have two dimensions"),
+        (lambda: LogisticReadout(3, 3).fit(X * np.nan, Y), ValueError, "x must be finite"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y, -mx.ones(4)), ValueError, "weights must be non-negative"),
+        (lambda: LogisticReadout(3, 3).fit(X, Y, mx.ones(3)), ValueError, "one entry for each of the 4 rows"),
+        (lambda: LogisticReadout(2, 3).solve(X, Y), ValueError, "x must have 2 features"),
+        (lambda: LogisticReadout(3, 3).adapt(X, Y, X[:, :2]), ValueError, "x_query must have 3 features"),
+        (lambda: LogisticReadout(3000, 2).loo_loss(mx.zeros((4, 3000)), Y % 2), ValueError, "at most 5000"),
+    ],
+)
+def test_bad_input(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_to_linear_and_training_a_backbone():
+    x, y, _ = blobs(16)
+    readout = LogisticReadout(3, 3, learn_l2=True).fit(wide(x), mx.array(y))
+    np.testing.assert_array_equal(np.array(readout.to_linear()(wide(x))), np.array(readout(wide(x))))
+    assert set(readout.trainable_parameters()) == {"log_l2"}
+    losses = []
+    step = mx.compile(mx.value_and_grad(lambda s, l: as_function("loo_loss", mx.array(y))(wide(x) * s, None, l), (0, 1)))
+    scale, log_l2 = wide([1.0, 1.0, 1.0]), wide(0.0)
+    for _ in range(15):
+        loss, (ds, dl) = step(scale, log_l2)
+        scale, log_l2 = scale - 0.5 * ds, log_l2 - 0.5 * dl
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and all(np.isfinite(losses))
