@@ -29,8 +29,8 @@ from .._mlx.place import on_cpu
 
 def through_numpy(fn, *args):
     """``fn(xp, *args)`` by NumPy where values may be looked at, else in MLX's graph."""
-    if not visible(*args):
-        return fn(newton.Graph(), *map(mx.stop_gradient, args))
+    if not visible(*args):  # `attach` stops the value: see there why what it is computed from is not stopped
+        return fn(newton.Graph(), *args)
     xp = newton.NumPy()
     return fn(xp, *(xp.array(x) for x in args))
 
@@ -221,7 +221,7 @@ _inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))
 
 
 def without_own_row(m, s):
-    """``(M^-1 - S)^-1`` of positive semidefinite ``m`` and ``s`` (..., c, c): M when what S adds to its inverse is gone.
+    """``(M^-1 - S)^-1`` of positive semidefinite ``m`` and ``s`` (..., c, c): M if its inverse did not hold S.
 
     dN = (I + N S) dM (I + S N) + N dS N.
     """
@@ -279,7 +279,7 @@ def one_step_without(a, y, w, l2, t):
         return v + step[..., 0]
 
 
-# --- The smallest objective: its derivatives need no H^-1 --------------------------------------------------------------
+# --- The smallest objective: its derivatives need no H^-1 -------------------------------------------------------------
 # At the minimum dF/dT = 0, so that T may be held fixed: A_bar = D (P - Y) T^T, w_bar = the cross-entropies,
 # L_bar = T o T / 2, times F_bar. The T that these read is attached, which makes them right at second order.
 

@@ -178,9 +178,8 @@ class LogisticReadout(LabelReadout):
         with on_cpu():
             if p.mean is None:
                 return t.mT.astype(p.out), None
-            solution, intercept = t[..., :-1, :], t[..., -1:, :]
-            bias = (intercept - p.mean @ solution)[..., 0, :]
-            return solution.mT.astype(p.out), bias.astype(p.out)
+            solution, intercept = _uncentred(p, t)
+            return solution.mT.astype(p.out), intercept[..., 0, :].astype(p.out)
 
     def solve(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> tuple[mx.array, mx.array | None]:
         """The fit as ``(weight, bias)``, differentiable and without state; bias is None if the layer has none.
@@ -215,7 +214,8 @@ class LogisticReadout(LabelReadout):
             rows = astype(x_query, mx.float64)
             if p.mean is None:
                 return (rows @ t).astype(p.out)
-            return ((rows - p.mean) @ t[..., :-1, :] + t[..., -1:, :]).astype(p.out)
+            solution, intercept = _uncentred(p, t)
+            return (rows @ solution + intercept).astype(p.out)
 
     def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """The objective, penalty included, at its minimum over weight and bias, divided by m: ``(...)``.
@@ -277,6 +277,13 @@ class LogisticReadout(LabelReadout):
             logits = mx.where(used[..., None], logits, mx.zeros_like(logits))
             loss = mx.sum(p.w * logistic.cross_entropy(logits, p.y), axis=-1) / mx.sum(p.w, axis=-1)
             return loss.astype(p.out)
+
+
+def _uncentred(p: _Rows, t: mx.array) -> tuple[mx.array, mx.array]:
+    """Solution ``(..., n, c)`` and intercept ``(..., 1, c)`` for rows that are not centred; intercepts sum to 0."""
+    solution = t[..., :-1, :]
+    intercept = t[..., -1:, :] - p.mean @ solution
+    return solution, intercept - mx.mean(intercept, axis=-1, keepdims=True)
 
 
 def _mean(x, w):
