@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from .._factor import newton
 from .._mlx import astype, dtypes, on_cpu
@@ -158,8 +159,10 @@ class LogisticReadout(LabelReadout):
         p = self._problem("fit", x, y, weights)
         if "bias" in self:
             with on_cpu():
-                empty = [i for i, total in enumerate(mx.sum(p.y, axis=0).tolist()) if not total > 0]
-            if empty and p.y.shape[0]:
+                used = mx.where(p.w != 0, mx.ones_like(p.w), mx.zeros_like(p.w))
+                counts = np.array(mx.sum(used[:, None] * p.y, axis=0))
+            empty = np.flatnonzero(counts == 0)
+            if len(empty):
                 self._fail("every class must have a row", f"none of class {empty[0]}", "Drop it, or bias=False.", "fit")
         found = logistic.through_numpy(newton.minimize, p.a, p.y, p.w, p.l2)
         self._steps = found.steps
@@ -281,8 +284,9 @@ class LogisticReadout(LabelReadout):
 
 def _uncentred(p: _Rows, t: mx.array) -> tuple[mx.array, mx.array]:
     """Solution ``(..., n, c)`` and intercept ``(..., 1, c)`` for rows that are not centred; intercepts sum to 0."""
-    solution = t[..., :-1, :]
-    intercept = t[..., -1:, :] - p.mean @ solution
+    solution, intercept = t[..., :-1, :], t[..., -1:, :]
+    if p.mean is not None:
+        intercept = intercept - p.mean @ solution
     return solution, intercept - mx.mean(intercept, axis=-1, keepdims=True)
 
 
