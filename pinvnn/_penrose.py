@@ -61,7 +61,7 @@ def _asymmetry(x: mx.array, y: mx.array) -> mx.array:
     if m <= 2 * n:
         s = x @ y.mT
     else:
-        finite = mx.all(mx.isfinite(x) & mx.isfinite(y), axis=(-2, -1), keepdims=True)
+        finite = mx.all(mx.logical_and(mx.isfinite(x), mx.isfinite(y)), axis=(-2, -1), keepdims=True)
         both = mx.concatenate([i / mx.max(mx.abs(i), axis=(-2, -1), keepdims=True) for i in (x, y)], axis=-1)
         both = mx.where(mx.isfinite(both), both, 0.0)  # a ratio: the scales cancel, and 0 / 0 is 0
         _, values, v = thin_svd(both)
@@ -76,4 +76,4 @@ def _norm(x: mx.array) -> mx.array:
 
 
 def _ratio(x: mx.array, y: mx.array) -> mx.array:
-    return mx.where((x == 0) & (y == 0), mx.zeros_like(x), x / y)
+    return mx.where(mx.logical_and(x == 0, y == 0), mx.zeros_like(x), x / y)

@@ -5,12 +5,16 @@ the derivatives themselves are right is the business of test_gradients.py; what 
 nestings, that of ``pinvnn.testing.transform_check``, which runs here on some cells.
 """
 
+import ast
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+import pinvnn
 from pinvnn import diagnose, lstsq, matrix_rank, pinv, ridge
 from pinvnn.testing import transform_check
 from tests.support.cases import DTYPES, array, close, error, gaussian, inner, numpy, real
@@ -339,3 +343,36 @@ def test_lazy():
     result = lstsq(gaussian((6, 3), mx.float32), gaussian((6, 2), mx.float32, 1))
     mx.async_eval(result.solution)
     assert result.solution.shape == (3, 2)
+
+
+# --- A fault of MLX: vmap of `a & b` and `a | b` where only one side is mapped ---------------------------------------
+
+PACKAGE = Path(pinvnn.__file__).parent
+SOURCES = [path for room in ("_mlx", "_factor", "_rules", "nn", "") for path in (PACKAGE / room).glob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_masks_are_joined_by_logical_functions(path):
+    # MLX 0.32.4's vmap of the operators is silently wrong there; mx.logical_and and mx.logical_or are right.
+    tree = ast.parse(path.read_text())
+    skipped = set()
+    for node in ast.walk(tree):
+        for types in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            skipped |= {id(inner) for inner in ast.walk(types)} if types is not None else set()
+        if isinstance(node, ast.AnnAssign) and node.value is not None:  # a type alias
+            skipped |= {id(inner) for inner in ast.walk(node.value)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr)) and id(node) not in skipped:
+            text = ast.unparse(node)
+            not_of_mlx = isinstance(node.left, ast.Set) or "np." in text or "row_weights" in text
+            assert not_of_mlx, f"line {node.lineno}: {text}"
+
+
+def test_vmap_over_the_penalty_alone():
+    # In the dual form a penalty of 0 is singular, and the matrix is not mapped.
+    a, b = array(gaussian((3, 5), seed=0), mx.float64), array(gaussian((3, 2), seed=1), mx.float64)
+    l2 = array([0.0, 1.0, 2.0], mx.float64)
+    mapped = mx.vmap(lambda l2: ridge(a, b, l2, method="dual"))(l2)
+    each = mx.stack([ridge(a, b, value, method="dual") for value in l2])
+    assert np.array_equal(np.isnan(numpy(mapped)).all(axis=(1, 2)), [True, False, False])
+    np.testing.assert_allclose(numpy(mapped[1:]), numpy(each[1:]), rtol=1e-9)

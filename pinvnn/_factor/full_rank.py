@@ -88,8 +88,8 @@ def cholesky_factor(gram: mx.array, dtype: mx.Dtype) -> Cholesky:
         v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT
         inverse = mx.sum(v * v, axis=-1)
         loss = mx.sum(diagonal * inverse, axis=-1)
-        sound = mx.all((pivots > 0) & (mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
-        sound = sound & (loss <= 1 / (n * dtypes.eps(mx.float64)))
+        sound = mx.all(mx.logical_and(pivots > 0, mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
+        sound = mx.logical_and(sound, loss <= 1 / (n * dtypes.eps(mx.float64)))
         loss = mx.where(normal, loss, mx.array(float("inf"), mx.float64))
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
         bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
@@ -209,9 +209,9 @@ def certified(found: Cholesky, shape, entries: mx.Dtype, rtol=None, atol=None) -
     """Whether V is accurate and the bounds prove every singular value to be above the cutoff, ``(...)``."""
     limit = cutoff(mx.sqrt(found.most), shape, entries, rtol, atol)
     above = found.least > 1.001 * limit * limit  # by more than the rounding of either
-    return accurate(found, entries) & above
+    return mx.logical_and(accurate(found, entries), above)
 
 
 def accurate(found: Cholesky, entries: mx.Dtype) -> mx.array:
     """Whether V has the digits that ``entries`` need, whatever the cutoff, ``(...)``."""
-    return found.sound & (found.loss <= _LOSS[dtypes.real(entries)])
+    return mx.logical_and(found.sound, found.loss <= _LOSS[dtypes.real(entries)])

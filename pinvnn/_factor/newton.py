@@ -197,7 +197,7 @@ def _cg_solve(xp, a, w, p, l2, b, tolerance, bound):
     for _ in range(_MOST_CG if xp.adaptive else _GRAPH_CG):
         turned = times_hessian(xp, a, w, p, l2, direction)
         slope = dot(direction, turned)
-        going = (norm > goal) & (slope > 0)
+        going = xp.logical_and(norm > goal, slope > 0)
         if xp.adaptive and not going.any():
             break
         length = xp.where(going, norm / xp.where(slope > 0, slope, 1 + 0 * slope), 0 * norm)
@@ -260,17 +260,19 @@ def minimize(xp, a, y, w, l2) -> Fitted:
         if last is None:
             done, found = decrement > math.inf, decrement <= 1e-26 * value
         else:
-            found = (abs(decrement) <= 1e-10 * value) & ((decrement <= 0.05 * last) | (last <= 1e-26 * value))
+            squared = xp.logical_or(decrement <= 0.05 * last, last <= 1e-26 * value)
+            found = xp.logical_and(abs(decrement) <= 1e-10 * value, squared)
         near = decrement <= 1e-3 * value
         moved = a @ step
         trials = objective(v[None] + lengths * moved[None], t[None] + lengths * step[None])
         best = xp.min(trials, axis=0)
         length = xp.take(lengths.reshape(-1), xp.argmin(trials, axis=0))
         length = xp.where(best < value, length, xp.zeros_like(length))
-        length = xp.where(near & (trials[0] <= value * (1 + 1e-12)), xp.ones_like(length), length)
+        length = xp.where(xp.logical_and(near, trials[0] <= value * (1 + 1e-12)), xp.ones_like(length), length)
         length = xp.where(done, xp.zeros_like(length), length)  # the step after the last
         t, v = t + xp.where(done, 0 * step, length * step), v + xp.where(done, 0 * moved, length * moved)
-        last, value, done, steps = decrement, xp.where(done, value, objective(v, t)), done | found, count + 1
-        if xp.adaptive and (done | (decrement != decrement)).all():
+        value = xp.where(done, value, objective(v, t))
+        last, done, steps = decrement, xp.logical_or(done, found), count + 1
+        if xp.adaptive and xp.logical_or(done, decrement != decrement).all():
             break
     return Fitted(xp.where(done, t, t * math.nan), steps, (decrement / value)[..., 0, 0])

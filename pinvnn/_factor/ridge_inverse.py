@@ -114,7 +114,7 @@ def _dual_by_cholesky(flat, l2, entries) -> RightFactor | None:
     if l2.shape[-1] > 1 or not visible(flat, l2):
         return None
     f, good = _certified_cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
-    if not mx.all(good & (l2[..., 0] > 0)).item():
+    if not mx.all(mx.logical_and(good, l2[..., 0] > 0)).item():
         return None
     f = _corrected(f, flat, None, l2)[0] if entries == mx.float64 else f
     return RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
@@ -130,7 +130,8 @@ def _certified_cholesky(gram, l2, shape, entries) -> tuple[RightFactor, mx.array
     found = cholesky_factor(total, entries)
     noise = 4 * shape[-1] * dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
     penalized = mx.all(l2.mT > noise, axis=-1)
-    return found.right, certified(found, shape, entries) | (accurate(found, entries) & penalized)
+    penalized = mx.logical_and(accurate(found, entries), penalized)
+    return found.right, mx.logical_or(certified(found, shape, entries), penalized)
 
 
 def _corrected(f: RightFactor, a, w, l2) -> tuple[RightFactor, mx.array, mx.array]:
@@ -167,7 +168,7 @@ def gram_inverse(gram: mx.array, l2: mx.array, entries: mx.Dtype, m: int) -> Rid
     f = found.right
     noise = 4 * n * dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
     deficient = found.trace >= found.least * (n / default_rtol(m, n, entries) ** 2)
-    singular = ~found.sound | (deficient & (mx.min(l2, axis=-2) <= noise))
+    singular = mx.logical_or(~found.sound, mx.logical_and(deficient, mx.min(l2, axis=-2) <= noise))
     v = f.v * mx.where(singular, mx.array(float("nan"), mx.float64), 1.0)[..., None, None]
     return RidgeInverse(f._replace(v=mx.stop_gradient(v)), "feature")
 

@@ -60,9 +60,9 @@ def reciprocals(inverse: RidgeInverse, l2: mx.array, shape) -> mx.array:
         return mx.where(f.kept[..., None] > 0, 1 / (s * s), nan)
     l2 = mx.where(l2 < 0, nan, l2) * f.r * f.r
     noise = 4 * shape[-1] * dtypes.eps(mx.float64) * s[..., :1, :] ** 2
-    singular = mx.any(f.kept == 0, axis=-1)[..., None, None] & (l2 <= noise)
+    singular = mx.logical_and(mx.any(f.kept == 0, axis=-1)[..., None, None], l2 <= noise)
     if inverse.route == "dual":
-        singular = singular | (l2 <= 0)  # m < n: without a penalty there is no unique solution
+        singular = mx.logical_or(singular, l2 <= 0)  # m < n: without a penalty there is no unique solution
     return mx.where(singular, nan, 1 / (s * s + l2))
 
 

@@ -111,7 +111,7 @@ def _with_rank(v, s, r, finite, dtype, shape, rtol, atol) -> RightFactor:
     """The factor with its rank decided; NaN and rank 0 for matrices that are not finite or have a NaN cutoff."""
     limit = cutoff(s[..., 0], shape, dtype, rtol, None if atol is None else atol * r[..., 0, 0])
     kept = keep(s, limit).astype(mx.float64)
-    bad = ~finite | mx.isnan(limit)[..., None, None]
+    bad = mx.logical_or(~finite, mx.isnan(limit)[..., None, None])
     v = mx.where(bad, mx.array(float("nan"), mx.float64), v)
     s = mx.where(bad[..., 0], mx.array(float("nan"), mx.float64), s)
     kept = mx.where(bad[..., 0], mx.zeros_like(kept), kept)

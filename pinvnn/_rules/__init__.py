@@ -4,8 +4,8 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 """
 
 from . import envelope as envelope
-from .decayed import fading as fading
 from . import logistic as logistic
+from .decayed import fading as fading
 from .products import gram_handle as gram_handle
 from .products import product as product
 from .ridge import gram_normal as gram_normal

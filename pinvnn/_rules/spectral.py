@@ -176,8 +176,8 @@ def _mixing(k, f: RightFactor, twins: bool):
     close = mx.abs(difference) <= n * 2.0**-50 * f.s[..., :1, None] ** 2
     # Values that are numerically zero have gradient 0 by convention: how their vectors mix has no effect.
     zero = f.s <= n * 2.0**-26 * f.s[..., :1]
-    same = same | (zero[..., :, None] & zero[..., None, :])
-    turn = 1 / mx.where(same | close, mx.array(float("nan"), mx.float64), difference)
+    same = mx.logical_or(same, mx.logical_and(zero[..., :, None], zero[..., None, :]))
+    turn = 1 / mx.where(mx.logical_or(same, close), mx.array(float("nan"), mx.float64), difference)
     return mx.where(same, mx.zeros_like(difference), turn)
 
 

@@ -105,12 +105,12 @@ class LabelReadout(Readout):
                 self._fail("weights must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
             if not all_true(w >= 0):
                 self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
-            if not all_true(mx.any(hot, axis=-1) | ~used):
+            if not all_true(mx.logical_or(mx.any(hot, axis=-1), ~used)):
                 labels = mx.where(used, checks.array(name, "labels", y, 1), 0)
                 got = f"{labels.min().item()} to {labels.max().item()}"
                 rule = f"labels must be from 0 to {self._dims[1] - 1}"
                 self._fail(rule, got, "Change num_classes or the labels.", "fit")
-            if not all_true(mx.isfinite(rows) | ~used[..., None]):
+            if not all_true(mx.logical_or(mx.isfinite(rows), ~used[..., None])):
                 self._fail("x must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
 
     def __call__(self, x: ArrayLike) -> mx.array:

@@ -61,7 +61,7 @@ def _primal(p: ReadoutProblem, removed):
         if p.l2 is not None:
             rest = mx.where(rest > noise, rest, mx.array(float("nan"), mx.float64))
             return residual / rest[..., None]
-        alone = _alone(p, rest, noise) & (share == w)
+        alone = mx.logical_and(_alone(p, rest, noise), share == w)
         y = astype(f.rows_times_inverse, mx.float64)
         norms = mx.where(alone, w * mx.sum(y * y, axis=-1), 1)
         rest = mx.where(alone, 1, rest)

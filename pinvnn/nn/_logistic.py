@@ -127,7 +127,7 @@ class LogisticReadout(LabelReadout):
         with on_cpu():
             w, x = astype(w, mx.float64), astype(x, mx.float64)
             used = w != 0
-            known = mx.any(hot, axis=-1, keepdims=True) | ~used[..., None]
+            known = mx.logical_or(mx.any(hot, axis=-1, keepdims=True), ~used[..., None])
             y = mx.where(known, hot.astype(mx.float64), mx.array(float("nan"), mx.float64))
             x = mx.where(used[..., None], x, mx.zeros_like(x))  # whatever it holds, NaN included
             w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
@@ -268,7 +268,7 @@ class LogisticReadout(LabelReadout):
                 return logits
             own = mx.where(p.w > 0, p.w, mx.zeros_like(p.w))[..., None] * p.y
             others = mx.sum(own, axis=-2, keepdims=True) - own
-            alone = mx.any((own > 0) & (others <= 1e-12 * own), axis=-1, keepdims=True)
+            alone = mx.any(mx.logical_and(own > 0, others <= 1e-12 * own), axis=-1, keepdims=True)
             return mx.where(alone, mx.array(float("nan"), mx.float64), logits)
 
     def loo_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:

@@ -152,7 +152,7 @@ def _centred(x, y, w, bias):
     if w is not None:
         w = w.astype(mx.float64)[:, None]
         # A row of weight 0 takes no part, even if it holds NaN. Its finite values stay, for the gradient by its weight.
-        x, y = (mx.where((w == 0) & ~mx.isfinite(z), mx.zeros_like(z), z) for z in (x, y))
+        x, y = (mx.where(mx.logical_and(w == 0, ~mx.isfinite(z)), mx.zeros_like(z), z) for z in (x, y))
         w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
     count = mx.array(float(x.shape[0]), mx.float64) if w is None else mx.sum(w)
     x, x_mean = _centre(x, w, count, bias)
