@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from generate import write_pages  # noqa: E402
+from typeset import typeset  # noqa: E402
 
 import pinvnn  # noqa: E402
 
@@ -16,7 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinx_mathjax_offline",
+    "sphinx-mathjax-offline",  # MathJax and its fonts in the build
     "sphinx_copybutton",
     "myst_nb",
 ]
@@ -44,3 +45,13 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 write_pages(HERE)
+
+
+def setup(app):
+    """Formulas of math.md: see typeset.py."""
+
+    def read(app, name, source):
+        if name == "math":
+            source[0] = typeset(source[0])
+
+    app.connect("source-read", read)
