@@ -71,7 +71,7 @@ def display(block: list[str]) -> str:
     rows = []
     for text in block:
         indent = r"\quad " if text.startswith("    ") else ""
-        text = re.sub(r" *(=) +| +(=) *", " = ", text.strip())
+        text = re.sub(r" *(?<![<>!])=(?!>) +| +=(?!>) *", " = ", text.strip())
         rows.append(indent + r" \qquad ".join(_line(part) for part in re.split(r" {2,}", text)))
     return "\n".join(["$$", r"\begin{array}{l}", " \\\\\n".join(rows), r"\end{array}", "$$"])
 
