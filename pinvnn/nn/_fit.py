@@ -35,7 +35,6 @@ class FactoredProblem:
         """Of ``p``, whose targets have one penalty in common."""
         k = p.b.shape[-1]
         with large(p.a.dtype):
-            w = mx.ones((1,), p.a.dtype) if p.w is None else p.w
             b = p.b if p.means is None else mx.concatenate([p.b, mx.ones_like(p.b[..., :1])], axis=-1)
         kind, f, x = _minimum_norm(p, b) if p.l2 is None else _penalized(p, b, p.l2)
         with on_cpu():
@@ -47,9 +46,9 @@ class FactoredProblem:
             self.noise = mx.stop_gradient(8 * dtypes.eps(mx.float64) * mx.maximum(cond, 1))
             self.rank = mx.sum(f.kept, axis=-1)
             self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
-            state = kind, p.a, p.b, w, l2, f, self._x[..., :k]
+            state = kind, p.a, p.b, p.w, l2, f, self._x[..., :k]
             self._problem: ReadoutProblem = p
-            self._state: tuple[Kind, mx.array, mx.array, mx.array, mx.array, RightFactor, mx.array] = state
+            self._state: tuple[Kind, mx.array, mx.array, mx.array | None, mx.array, RightFactor, mx.array] = state
 
     @cached_property
     def solution(self):
