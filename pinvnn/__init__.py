@@ -9,6 +9,7 @@ require_backend()  # Before anything imports MLX: a missing backend is then expl
 
 from ._causal import causal_ridge, causal_ridge_step
 from ._diagnose import diagnose, matrix_rank
+from ._factorize import Factorization, factorize
 from ._lstsq import lstsq
 from ._penrose import penrose_residuals
 from ._pinv import pinv
@@ -29,10 +30,12 @@ if TYPE_CHECKING:  # At run time a subpackage is imported at its first use: see 
 __all__ = [
     "CausalState",
     "Diagnosis",
+    "Factorization",
     "LstsqResult",
     "causal_ridge",
     "causal_ridge_step",
     "diagnose",
+    "factorize",
     "lstsq",
     "matrix_rank",
     "null_space",

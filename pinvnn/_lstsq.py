@@ -2,18 +2,14 @@
 
 import mlx.core as mx
 
-from ._factor.full_rank import factor_of_inverse, full_rank, inverse_by_lu, with_vectors
-from ._factor.rank import default_rtol
-from ._factor.right_factor import RightFactor, rank_of, right_factor, right_factor_of_gram
-from ._factor.values import adjoint_value, full_rank_adjoint_value, full_rank_solve_value, solve_value, square_value
+from ._factor.right_factor import right_factor_of_gram
+from ._factorizations import factor_problem
 from ._mlx import checks, dtypes
-from ._mlx.complex import h, real_and_imaginary, stack, unstack
+from ._mlx.complex import real_and_imaginary, stack, unstack
 from ._mlx.place import astype, large, on_cpu
-from ._rules.products import gram_handle, weigh
+from ._rules.products import weigh
 from ._rules.residuals import exact_residual
-from ._rules.solve import attach_adjoint, attach_solve
-from ._rules.spectral import eigenvalues, inverse
-from ._rules.square import attach_square_solve
+from ._rules.spectral import inverse
 from ._types import ArrayLike, LstsqResult, Method, Stream, Tolerance
 
 
@@ -98,7 +94,10 @@ def lstsq(
             x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))
             residuals = _sums_of_squares(real_and_imaginary(mx.broadcast_to(b, (*whole, *b.shape[-2:]))), weights, work)
         else:
-            x, ranks, s = _solve(a, b, weights, rtol, atol, method, whole)
+            some = b if b.shape[-1] else None
+            f = factor_problem(a, weights, rtol, atol, method, some)
+            x = mx.zeros((*whole, a.shape[-1], 0), work) if some is None else f.solve(b)
+            ranks, s, x = f.rank, f.singular_values, stack(x)
             residuals = _sums_of_squares(exact_residual(a, b, x), weights, work)
             x = unstack(x, work)
         x = x.astype(out)
@@ -126,57 +125,6 @@ def _sums_of_squares(rest: mx.array, weights: mx.array | None, dtype: mx.Dtype) 
             re, im = mx.split(sums, 2, axis=-1)
             sums = re + im
         return sums.astype(dtypes.real(dtype))
-
-
-def _solve(a, b, w, rtol, atol, method, whole):
-    """Solution (stacked float64), rank and singular values of a problem that is not empty."""
-    m, n = a.shape[-2:]
-    flat = a if w is not None or m >= n else h(a)
-    w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-
-    def of(x, ranks, f):
-        return stack(x), ranks, _singular_values(flat, w, f)[..., : min(m, n)]
-
-    # Verified full rank needs no singular vectors. The singular values are lazy: computed only if evaluated.
-    full = mx.full(a.shape[:-2], min(m, n), mx.int32)
-    known = full_rank(flat, rtol, atol, w, b if flat is a else None, method) if b.shape[-1] else None
-    if known is not None:
-        if method == "auto" and w is None and (inverse := inverse_by_lu(a)) is not None:
-            x = attach_square_solve(a, b, inverse, square_value(a, b, inverse))
-            return of(x, full, with_vectors(factor_of_inverse(inverse)))
-        if flat is a:
-            x = attach_solve(a, b, w, known.right, full_rank_solve_value(a, b, w, known))
-        else:
-            x = attach_adjoint(flat, b, *known.right, full_rank_adjoint_value(flat, b, known))
-        if method == "auto":
-            return of(x, full, with_vectors(known.right))
-        f, _ = right_factor(flat, w, rtol, atol)
-        return of(x, rank_of(a, f), f)
-    f, left = right_factor(flat, w, rtol, atol, method)
-    if b.shape[-1] == 0:
-        x = mx.zeros((*whole, n, 0), a.dtype)
-    elif flat is a:
-        x = attach_solve(a, b, w, f, solve_value(a, b, w, f, left))
-    else:
-        x = attach_adjoint(flat, b, *f, adjoint_value(flat, b, f, left))
-    return of(x, rank_of(a, f), f)
-
-
-def _singular_values(a: mx.array, w: mx.array | None, f: RightFactor) -> mx.array:
-    """Singular values s of the weighted ``a``, descending, ``(..., n)``, with their derivative.
-
-    They are the roots of the eigenvalues of the Gram matrix. Values at the level of rounding have gradient 0.
-    """
-    twins = a.dtype == mx.complex64
-    with on_cpu():
-        values = eigenvalues(gram_handle(a, w, f), f, twins)
-        s = f.s
-        if twins:
-            s, values = s[..., ::2], mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1)
-        m, n = a.shape[-2:]
-        real = s > default_rtol(m, n, a.dtype) * s[..., :1]
-        root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))
-        return (mx.where(real, root, s) / f.r[..., 0]).astype(dtypes.real(a.dtype))
 
 
 def normal_lstsq(gram_matrix: mx.array, rhs: mx.array, rtol: mx.array | float | None = None) -> mx.array:

@@ -2,14 +2,9 @@
 
 import mlx.core as mx
 
-from ._factor.full_rank import full_rank, inverse_by_lu
-from ._factor.right_factor import right_factor
-from ._factor.values import full_rank_pinv_value, left_vectors, pinv_value
+from ._factorizations import factor_problem
 from ._mlx import checks, dtypes
-from ._mlx.complex import h
-from ._mlx.place import CPU, astype, large
-from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
-from ._rules.square import attach_inverse
+from ._mlx.place import large
 from ._types import ArrayLike, Method, Stream, Tolerance
 
 
@@ -77,20 +72,4 @@ def pinv(
         a = checks.in_working_dtype(a, work, hermitian)
         if a.size == 0:
             return mx.zeros((*a.shape[:-2], a.shape[-1], a.shape[-2]), out)
-        if a.shape[-2] < a.shape[-1]:
-            return h(_tall_pinv(h(a), rtol, atol, method)).astype(out)
-        return _tall_pinv(a, rtol, atol, method).astype(out)
-
-
-def _tall_pinv(a: mx.array, rtol, atol, method: Method) -> mx.array:
-    """The pseudo-inverse ``(..., n, m)`` of tall ``a`` (..., m, n), not empty, in its dtype."""
-    if known := full_rank(a, rtol, atol, method=method):
-        if method == "auto" and (inverse := inverse_by_lu(a)) is not None:
-            return attach_inverse(a, inverse)
-        return attach_pinv(a, *known.right, full_rank_pinv_value(a, known))
-    f, left = right_factor(a, None, rtol, atol, method)
-    if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
-        return attach_pinv(a, *f, astype(pinv_value(a, f, left), a.dtype))
-    # For nearly square A it pays to keep the left singular vectors: the gradient then needs no other n^3 product.
-    left = mx.stop_gradient(left_vectors(a, f) if left is None else astype(left, a.dtype), stream=CPU)
-    return attach_pinv_by_vectors(a, *f, left, pinv_value(a, f, left))
+        return factor_problem(a, None, rtol, atol, method).pinv().astype(out)

@@ -9,7 +9,8 @@ from ._mlx import checks, dtypes
 from ._mlx.complex import embed, stack, unstack
 from ._mlx.place import astype, large, on_cpu
 from ._rules.dual import dual_solution
-from ._rules.ridge import attach_ridge, gram_normal
+from ._rules.ridge import gram_normal
+from ._rules.solve import attach_solve
 from ._types import ArrayLike, Penalty, RidgeMethod, Stream
 
 _METHODS = ("auto", "primal", "dual")
@@ -82,7 +83,7 @@ def ridge(
         if a.size == 0 or b.size == 0 or 0 in whole:
             x = _without_data(l2, (*whole, n, k), work)
         else:
-            x = _real_ridge(a, b, l2, weights, route)
+            x = _solve(a, b, l2, weights, route)
         x = x.astype(out)
         return x.squeeze(-1) if vector else x
 
@@ -103,32 +104,27 @@ def _route(method: RidgeMethod, shape, l2: mx.array, dtype: mx.Dtype, unpenalize
     return ridge_route(method, shape, l2, dtype, unpenalized)
 
 
-def _real_ridge(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route) -> mx.array:
-    """Ridge as a real problem: a complex one is embedded in the reals, a dual one is solved in float64."""
-    dtype = a.dtype
-    if dtype == mx.complex64:
-        with on_cpu():
-            w = None if w is None else mx.concatenate([w, w], axis=-1).astype(mx.float64)
-            l2 = mx.concatenate([l2, l2], axis=-2) if l2.shape[-2] > 1 else l2
-            return unstack(_solve(embed(a), stack(b), l2, w, route, mx.float32), dtype)
-    if route == "dual" and dtype != mx.float64:
-        with on_cpu():
-            w = None if w is None else w.astype(mx.float64)
-            return _solve(a.astype(mx.float64), b.astype(mx.float64), l2, w, route, dtype).astype(dtype)
-    return _solve(a, b, l2, w, route, dtype)
-
-
-def _solve(
-    a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route, entries: mx.Dtype
-) -> mx.array:
-    """Ridge of a real problem; ``entries`` is the dtype that the entries of ``a`` had before any conversion."""
-    inverse, known = inverse_of_ridge(a, w, l2, route, entries, b)
-    with large(a.dtype):
-        ones = mx.ones((1,), a.dtype) if w is None else w
+def _solve(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route) -> mx.array:
+    """Ridge of a problem that is not empty, in the dtype of ``a``."""
     if route == "dual":
-        return dual_solution(a, b, ones, l2, inverse.f)
-    x = attach_ridge(a, b, ones, l2, inverse, solution(inverse, a, b, w, l2, known))
-    return astype(x, a.dtype)
+        return _solve_dual(a, b, l2, w)
+    if a.dtype == mx.complex64 and l2.shape[-2] > 1:
+        with on_cpu():
+            l2 = mx.concatenate([l2, l2], axis=-2)  # of the embedded Gram matrix
+    inverse, hints = inverse_of_ridge(a, w, l2, route, a.dtype, b)
+    return unstack(attach_solve(a, b, w, l2, inverse, solution(inverse, a, b, w, l2, hints)), a.dtype)
+
+
+def _solve_dual(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None) -> mx.array:
+    """In float64 and, if complex, embedded as a whole."""
+    entries = dtypes.real(a.dtype)
+    with on_cpu():
+        w = None if w is None else w.astype(mx.float64)
+        if a.dtype == mx.complex64 and w is not None:
+            w = mx.concatenate([w, w], axis=-1)
+        rows = embed(a)
+        inverse, _ = inverse_of_ridge(rows, w, l2, "dual", entries)
+        return unstack(dual_solution(rows, stack(b), w, l2, inverse.f), a.dtype)
 
 
 def normal_ridge(gram: mx.array, rhs: mx.array, l2: Penalty) -> mx.array:

@@ -26,14 +26,14 @@ PACKAGE = Path(pinvnn.__file__).parent
 ROOM = "_rules"
 FUNCTIONS = {
     "pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq",
-    "causal_ridge_step": "_causal", "LeastSquaresReadout": "nn",
+    "causal_ridge_step": "_causal", "factorize": "_factorize", "LeastSquaresReadout": "nn",
 }
 
 # These build rules or hand constants on: what they return is no array.
-BUILDERS = {"_eigen", "_build", "_build_gram", "inverse"}
+BUILDERS = {"_eigen"}
 # Terms whose sign no derivative can depend on, by (file, function, term), and why.
 EQUIVALENT = {
-    ("spectral", "_eigenvectors", "_EIGEN[twins][1](k, *f, f.v)"): "V stands twice in every term",
+    ("spectral", "_eigenvectors", "_EIGEN[twins][1](k, f, f.v)"): "V stands twice in every term",
     ("spectral", "split", "mx.zeros_like(x)"): "zero has no sign",
     ("rows", "inverse_root", "mx.stop_gradient(root)"): "W stands twice in every term",
     **{("causal", rule, "l2"): "its slope does not depend on it" for rule in ("_vjp", "_jvp")},
@@ -291,6 +291,11 @@ SPREAD = readout(lambda layer, a, b, w: layer.uncertainty(a, b, w).weight_covari
 OBJECTIVE = readout(lambda layer, a, b, w: layer.projected_loss(a, b, w))
 ONES = np.ones(5)
 
+
+def numpy_logdet(a, l2, w):
+    return np.linalg.slogdet((np.conj(a.T) * w) @ a + np.diag(np.broadcast_to(l2, (a.shape[1], 1))[:, 0]))[1]
+
+
 # name: (a function of the copy, the same in NumPy, letters of its arguments)
 PROBLEMS = {
     "pinv": (lambda p, a: p["pinv"](a, rtol=CUT), numpy_pinv, "a"),
@@ -309,6 +314,8 @@ PROBLEMS = {
     "dual, a weight 0": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w, method="dual"), numpy_ridge, "ablz"),
     "feature": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abfw"),
     "feature and target": (lambda p, a, b, l2, w: p["ridge"](a, b, l2, weights=w), numpy_ridge, "abgw"),
+    "logdet": (lambda p, a, w: p["factorize"](a, weights=w).logdet(), lambda a, w: numpy_logdet(a, 0.0, w), "aw"),
+    "penalized logdet": (lambda p, a, l2, w: p["factorize"](a, weights=w, l2=l2).logdet(), numpy_logdet, "afw"),
     "normal ridge": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khl"),
     "normal feature": (lambda p, k, h, l2: p["normal_ridge"]((k + k.T) / 2, h, l2), numpy_normal_ridge, "khf"),
     "normal lstsq": (lambda p, k, h: p["normal_lstsq"]((k + k.T) / 2, h, rtol=CUT), numpy_normal_lstsq, "kh"),
@@ -447,15 +454,16 @@ TALL, BOTH, SQUARE = [(5, 3)], [(5, 3), (3, 4)], [(3, 3)]
 WIDE, NARROW = [mx.float64], [mx.complex64, mx.float32]
 LSTSQ = grid(["pinv", "lstsq", "weighted"], BOTH, WIDE) + grid(["residuals", "values"], TALL, WIDE)
 FULL = grid(["full pinv", "full lstsq"], BOTH, WIDE) + grid(["full weighted"], TALL, WIDE)
+RIDGE = grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + grid(["ridge", "feature"], TALL, NARROW)
 NORMAL = grid(["normal ridge", "normal feature", "normal lstsq"], TALL, WIDE)
 CHECKS = {
     "spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
     "pinv": LSTSQ + FULL + grid(["pinv"], BOTH, NARROW),
-    "solve": LSTSQ + FULL + grid(["lstsq", "weighted"], BOTH, NARROW),
+    "solve": LSTSQ + FULL + grid(["lstsq", "weighted"], BOTH, NARROW) + RIDGE,
     "square": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
     "dual": grid(["dual", "dual, a weight 0", "dual, no weights"], BOTH, WIDE),
-    "ridge": grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + NORMAL
-    + grid(["ridge"], TALL, NARROW),
+    "ridge": RIDGE + NORMAL,
+    "logdet": grid(["logdet", "penalized logdet"], TALL, WIDE) + grid(["penalized logdet"], TALL, [mx.complex64]),
     "products": grid(["weighted", "ridge"], TALL, WIDE) + grid(["pinv", "residuals"], TALL, [mx.complex64])
     + grid(["objective"], TALL, WIDE) + grid(["ridge", "objective"], TALL, [mx.float32], "emulated GPU"),
     "residuals": grid(["residuals"], TALL, [*WIDE, mx.complex64]) + grid(["objective"], TALL, WIDE),

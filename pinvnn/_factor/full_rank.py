@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import crosses, in_basis
-from .._mlx.eager import evaluated_crosses, visible
+from .._mlx.eager import constants, evaluated_crosses, visible
 from .._mlx.place import CPU, on_cpu
 from .lapack import cholesky, svd, tri_inv
 from .rank import cutoff
@@ -138,6 +138,8 @@ def full_rank(
             f = nan_unless(good, f)
         elif not mx.all(good).item():
             return None
+        else:
+            f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
         if not exact:
             return Certified(f, rhs[0] if rhs else None)
         f, q, z = corrected(f, a, w)

@@ -10,14 +10,14 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross, crosses
-from .._mlx.eager import evaluated_crosses, visible
+from .._mlx.eager import constants, evaluated_crosses, visible
 from .._mlx.place import on_cpu
 from .._mlx.shapes import same_batch
 from .._types import RidgeMethod
 from .full_rank import accurate, certified, cholesky_factor, corrected, nan_unless
 from .rank import default_rtol
 from .ridge_values import RidgeInverse, Route, SolutionHints
-from .right_factor import CORES, RightFactor, nan_where_negative, power_of_two, right_factor
+from .right_factor import RightFactor, embedded_gram, nan_where_negative, power_of_two, right_factor
 
 
 def penalty_matrix(l2: Any, vector: bool = False) -> mx.array:
@@ -56,9 +56,9 @@ def inverse_of_ridge(
     """R as constants, and by-products of its factorization from which :func:`solution` saves work or gains digits.
 
     Args:
-        a: A, real, ``(..., m, n)``, not empty.
+        a: A, ``(..., m, n)``, not empty; real for the dual route.
         w: Weights ``(..., m)``, or None.
-        l2: ``(..., 1 or n, 1 or k)``, float64.
+        l2: ``(..., 1 or n, 1 or k)``, float64; for complex A ``(..., 1 or 2n, 1 or k)``.
         route: How R is to be held.
         entries: The dtype that the entries of ``a`` had before any conversion.
         b: Right-hand sides ``(..., m, k)``, or None if no solution is wanted.
@@ -74,7 +74,7 @@ def inverse_of_ridge(
             if f is None:
                 f = in_range(right_factor(flat, method=driver, entries=entries)[0], l2)
             return RidgeInverse(f, route), SolutionHints()
-        if (exact and route == "feature") or (route == "shared" and l2.shape[-1] == 1):
+        if route == "feature" or l2.shape[-1] == 1:
             by_cholesky = _inverse_by_cholesky(a, w, l2, entries, b)
             if by_cholesky is not None:
                 return by_cholesky
@@ -84,7 +84,7 @@ def inverse_of_ridge(
         if exact:
             return _float64_inverse(a, w, l2)
         gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
-        return gram_inverse(gram, l2, entries, a.shape[-2]), SolutionHints(rhs=rhs[0] if rhs else None)
+        return gram_inverse(embedded_gram(gram), l2, entries, a.shape[-2]), SolutionHints(rhs=rhs[0] if rhs else None)
 
 
 def in_range(f: RightFactor, l2: mx.array) -> RightFactor:
@@ -103,9 +103,10 @@ def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHi
         return None
     exact = entries == mx.float64
     gram, *rhs = evaluated_crosses(a, [a] if b is None or exact else [a, b], w)
-    f, good = _certified_cholesky(gram, l2, a.shape[-2:], entries)
+    f, good = _certified_cholesky(embedded_gram(gram), l2, a.shape[-2:], entries)
     if not mx.all(good).item():
         return None
+    f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
     if not exact:
         return RidgeInverse(f, "feature"), SolutionHints(rhs=rhs[0] if rhs else None)
     f, q, z = _corrected(f, a, w, l2)
@@ -119,6 +120,7 @@ def _dual_by_cholesky(flat, l2, entries) -> RightFactor | None:
     f, good = _certified_cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
     if not mx.all(mx.logical_and(good, l2[..., 0] > 0)).item():
         return None
+    f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
     f = _corrected(f, flat, None, l2)[0] if entries == mx.float64 else f
     return RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
 
@@ -129,9 +131,10 @@ def _certified_cholesky(gram, l2, shape, entries) -> tuple[RightFactor, mx.array
     It may where it is accurate and K + L is certainly not singular: by the certificate of a matrix without a penalty,
     or because every feature has a penalty above the rounding noise.
     """
-    total = gram[..., None, :, :] + _diagonal(l2, shape[-1])
+    n = gram.shape[-1]
+    total = gram[..., None, :, :] + _diagonal(l2, n)
     found = cholesky_factor(total, entries)
-    noise = 4 * shape[-1] * dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
+    noise = 4 * n * dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
     penalized = mx.all(l2.mT > noise, axis=-1)
     penalized = mx.logical_and(accurate(found, entries), penalized)
     return found.right, mx.logical_or(certified(found, shape, entries), penalized)
@@ -155,7 +158,7 @@ def _float64_inverse(a, w, l2) -> tuple[RidgeInverse, SolutionHints]:
     by_svd, left = right_factor(mx.concatenate(same_batch(rows, mx.sqrt(_diagonal(l2, n))), axis=-2), method="svd")
     by_svd, ones = _mark_singular(by_svd, l2), mx.ones_like(by_svd.s)
     # V V^T is V diag(1 / s^2) V^T with s = 1.
-    parts = zip(RightFactor(f.v, ones, ones, f.r), by_svd, CORES, strict=True)
+    parts = zip(RightFactor(f.v, ones, ones, f.r), by_svd, by_svd.cores, strict=True)
     chosen = [mx.where(good.reshape(*good.shape, *(1,) * core), x, y) for x, y, core in parts]
     return RidgeInverse(RightFactor(*map(mx.stop_gradient, chosen)), "feature"), SolutionHints(left, None, q, z, good)
 

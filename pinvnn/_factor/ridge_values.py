@@ -1,4 +1,7 @@
-"""Values of ridge regression from its factorization: real, float64, on the CPU, constants for differentiation."""
+"""Values of ridge regression from its factorization: float64, on the CPU, constants for differentiation.
+
+Of complex A the inverse is that of the real embedding, and solutions are stacked.
+"""
 
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -28,6 +31,29 @@ class RidgeInverse(NamedTuple):
     f: RightFactor
     route: Route
 
+    @property
+    def cores(self) -> tuple[tuple[int, ...], None]:
+        """Trailing dimensions of the fields that are no batch: the axis for targets is none."""
+        return (3, 2, 2, 3) if self.route == "feature" else self.f.cores, None
+
+    @property
+    def full(self) -> bool:
+        """Always: nothing is dropped."""
+        return True
+
+    @property
+    def scale(self) -> mx.array:
+        """The power of two r of each target, ``(..., 1, 1 or k)``."""
+        with on_cpu():
+            return self.f.r[..., 0].mT if self.route == "feature" else self.f.r
+
+    @property
+    def scale_of_gram(self) -> mx.array:
+        """One of them for all targets, ``(..., 1, 1)``."""
+        r = self.scale
+        with on_cpu():
+            return r if r.shape[-1] == 1 else mx.max(r, axis=-1, keepdims=True)
+
 
 class SolutionHints(NamedTuple):
     """By-products of the factorization that serve the solution.
@@ -45,11 +71,6 @@ class SolutionHints(NamedTuple):
     q: mx.array | None = None
     z: mx.array | None = None
     good: mx.array | None = None
-
-
-def scales(inverse: RidgeInverse) -> mx.array:
-    """The power of two r for each target, ``(..., 1, 1 or k)``."""
-    return inverse.f.r[..., 0].mT if inverse.route == "feature" else inverse.f.r
 
 
 def reciprocals(inverse: RidgeInverse, l2: mx.array, shape) -> mx.array:
@@ -80,10 +101,10 @@ def apply_inverse(inverse: RidgeInverse, l2: mx.array, shape, x: mx.array) -> mx
         return v @ (y if d is None else d * y)
 
 
-def dual_value(f: RightFactor, a: mx.array, w: mx.array, l2: mx.array, x: mx.array) -> mx.array:
+def dual_value(f: RightFactor, a: mx.array, w: mx.array | None, l2: mx.array, x: mx.array) -> mx.array:
     """``(A A^T + l2 D^-1)^-1 x`` from the factor of (D^(1/2) A)^T, float64."""
     with on_cpu():
-        root = mx.sqrt(w)[..., None] * f.r
+        root = f.r if w is None else mx.sqrt(w)[..., None] * f.r
         y = f.v.mT @ (root * x)
         return root * (f.v @ (y if f.full else reciprocals(RidgeInverse(f, "dual"), l2, a.shape) * y))
 
@@ -106,7 +127,7 @@ def solution(
 
 def _unscaled(inverse: RidgeInverse, l2, shape, x) -> mx.array:
     """``R x`` of the primal routes."""
-    r = scales(inverse)
+    r = inverse.scale
     return apply_inverse(inverse, l2, shape, x) * (r * r)
 
 
@@ -129,5 +150,25 @@ def _by_left_vectors(inverse: RidgeInverse, a, b, w, l2, left) -> mx.array:
     d = reciprocals(inverse, l2, a.shape) * f.s[..., None]
     right = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
     if inverse.route == "feature":
-        return (f.v @ (d * (u.mT @ right.mT[..., None])))[..., 0].mT * scales(inverse)
+        return (f.v @ (d * (u.mT @ right.mT[..., None])))[..., 0].mT * inverse.scale
     return f.v @ (d * (u.mT @ right)) * f.r
+
+
+def log_determinant(f: RightFactor | RidgeInverse, l2: mx.array | None, n: int) -> mx.array:
+    """``log det(K + L)`` of the n x n matrix that was factored, ``(...)``: -inf where its rank is smaller than n."""
+    right = f if isinstance(f, RightFactor) else f.f
+    v, s, kept, r = right
+    with on_cpu():
+        log_r = 2 * n * mx.log(r[..., 0, 0])
+        if isinstance(f, RidgeInverse) and l2 is not None and f.route == "shared":
+            return -mx.sum(mx.log(reciprocals(f, l2, (n, n))[..., 0]), axis=-1) - log_r
+        value = -log_r if right.full else 2 * mx.sum(mx.log(s), axis=-1) - log_r
+        if right.full or isinstance(f, RidgeInverse):  # V is, or may be, a triangular factor of the inverse
+            pivots = mx.log(mx.abs(mx.diagonal(v, axis1=-2, axis2=-1)))
+            triangular = mx.all(mx.tril(v, -1) == 0, axis=(-2, -1))
+            by_pivots = value - 2 * mx.sum(pivots, axis=-1)
+            value = by_pivots if right.full else mx.where(triangular, by_pivots, value)
+        if not right.full:
+            dropped = mx.logical_and(mx.any(kept == 0, axis=-1), mx.isfinite(value))
+            value = mx.where(dropped, mx.array(-float("inf"), mx.float64), value)
+        return value if isinstance(f, RightFactor) else value[..., 0]

@@ -37,13 +37,21 @@ class RightFactor(NamedTuple):
     r: mx.array
 
     @property
+    def cores(self) -> tuple[int, ...]:
+        """Trailing dimensions of the fields that are no batch."""
+        return 2, 1, 1, 2
+
+    @property
+    def scale(self) -> mx.array:
+        """The power of two r, ``(..., 1, 1)``."""
+        return self.r
+
+    scale_of_gram = scale
+
+    @property
     def full(self) -> bool:
         """Whether all singular values are known to be kept. Read off shapes: no value is evaluated."""
         return self.kept.shape[-1] == 0
-
-
-# Trailing dimensions of the fields of a RightFactor that are no batch.
-CORES = (2, 1, 1, 2)
 
 
 def power_of_two(x: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -4,6 +4,7 @@ import mlx.core as mx
 
 from .._mlx.blocks import cross, times
 from .._mlx.complex import h, stack
+from .._mlx.eager import evaluated_times
 from .._mlx.place import large, on_cpu
 from .full_rank import Certified
 from .right_factor import RightFactor
@@ -33,7 +34,7 @@ def left_vectors(a: mx.array, f: RightFactor) -> mx.array:
         return times(a, f.v * unit[..., None, :] * f.r)
 
 
-def pinv_value(a: mx.array, f: RightFactor, left: mx.array | None = None) -> mx.array:
+def pinv_value(a: mx.array, f: RightFactor, left: mx.array | None = None, product=times) -> mx.array:
     """The pseudo-inverse ``(..., n, m)`` of tall ``a`` from its factor ``f`` and, if given, left singular vectors."""
     if left is not None:
         with on_cpu():
@@ -43,14 +44,14 @@ def pinv_value(a: mx.array, f: RightFactor, left: mx.array | None = None) -> mx.
     with on_cpu():
         columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
         inverse = scaled_vectors(f, 2) @ f.v[..., :columns, :].mT
-        return h(times(a, inverse * f.r * f.r))
+        return h(product(a, inverse * f.r * f.r))
 
 
-def full_rank_pinv_value(a: mx.array, known: Certified) -> mx.array:
-    """:func:`pinv_value` at full rank."""
+def full_rank_pinv_value(a: mx.array, known: Certified, visible: bool) -> mx.array:
+    """:func:`pinv_value` at full rank; ``visible`` says that ``a`` may be evaluated."""
     with on_cpu():
         if known.q is None or known.z is None:
-            return pinv_value(a, known.right)
+            return pinv_value(a, known.right, product=evaluated_times if visible else times)
         return known.z @ known.q.mT
 
 

@@ -4,16 +4,45 @@ A rule that is to be differentiated again must be made of things that are differ
 computed once, by any algorithm, as a constant, and ``attach`` gives it a derivative that is written in attached values
 and matrix products. A factorization is then never differentiated and never repeated: the rules receive its factors as
 constants ("hints"). This is the ``state`` and ``transpose`` of lineax's solvers, in MLX.
+
+Arguments are arrays, None, or records: NamedTuples of arrays, records, None and strings, whose property ``cores`` says
+for each array how many of its trailing dimensions are no batch. ``mx.custom_function`` takes arrays alone, so that one
+is built, and kept, for each structure of the arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache
+from itertools import takewhile
 from typing import Any, cast
 
 import mlx.core as mx
 
 from .place import large, on_cpu
 from .shapes import unbroadcast
+
+_ARRAY = object()  # stands for an array in the structure of arguments
+
+
+def _flatten(x: Any, core: Any, leaves: list[mx.array], cores: list[int]) -> Any:
+    """The structure of ``x``, hashable; appends its arrays and their cores to ``leaves`` and ``cores``."""
+    if isinstance(x, mx.array):
+        leaves.append(x)
+        cores.append(core)
+        return _ARRAY
+    if isinstance(x, tuple):
+        of_fields = zip(x, core or cast(Any, x).cores, strict=True)
+        return type(x), tuple(_flatten(field, c, leaves, cores) for field, c in of_fields)
+    return x
+
+
+def _unflatten(structure: Any, leaves: Iterator[mx.array]) -> Any:
+    if structure is _ARRAY:
+        return next(leaves)
+    if isinstance(structure, tuple):
+        kind, fields = structure
+        return kind(*(_unflatten(field, leaves) for field in fields))
+    return structure
 
 
 def _mapped(axis: int | None) -> bool:
@@ -33,85 +62,107 @@ def _to_front(args, axes, cores) -> list[mx.array]:
 
 
 def attach(
-    vjp: Callable[..., Any], jvp: Callable[..., Any], cores: tuple[int, ...], on_default_device: bool = False
+    vjp: Callable[..., Any], jvp: Callable[..., Any], *cores: int | None, on_default_device: bool = False
 ) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives ``vjp`` and ``jvp`` with respect to ``args``.
 
     The value is a constant: nothing flows back through its computation.
 
     Args:
-        vjp: ``vjp(out, bar, *args)`` returns the cotangents of the first args; the rest (the hints) get none. ``out``
-            is the attached value, so that the rule may be differentiated again.
-        jvp: ``jvp(out, tangents, *args)``; a tangent is None where nothing moves.
+        vjp: ``vjp(out, bar, *args)`` returns the cotangents of the first args, None where there is none; the other args
+            (the hints) get none. ``out`` is the attached value, so that the rule may be differentiated again.
+        jvp: ``jvp(out, tangents, *args)`` returns the tangent of the value. Tangents are those of the args before the
+            first record, None where nothing moves.
         cores: The number of trailing dimensions of each argument (and, last, of the value) that are not batch
-            dimensions. Arguments broadcast over batch dimensions; vmap adds one, without a second factorization.
+            dimensions; None for a record. Arguments broadcast over batch dimensions; vmap adds one, without a second
+            factorization.
         on_default_device: Whether nothing is float64, and ``f`` need not run on the CPU.
     """
     # MLX refuses float64 on a GPU stream, and hints are float64. The custom function only returns its value: CPU.
     place = nullcontext if on_default_device else on_cpu
 
-    @mx.custom_function
-    def f(*args):
+    @cache
+    def build(structures: tuple[Any, ...], leaf_cores: tuple[int, ...]) -> Callable[..., mx.array]:
+        @mx.custom_function
+        def f(*leaves):
+            return leaves[-1]
+
+        def restored(leaves):
+            rest = iter(leaves)
+            return [_unflatten(structure, rest) for structure in structures]
+
+        @f.vjp
+        def _vjp(leaves, bar, out):
+            args = restored(leaves)
+            pairs = zip(args, vjp(out, bar, *args), strict=False)
+            bars = [None if b is None else unbroadcast(b, x.shape) for x, b in pairs if x is not None]
+            bars += [None] * (len(leaves) - len(bars))
+            return tuple(_zeros(x) if b is None else b for x, b in zip(leaves, bars, strict=True))
+
+        @f.jvp
+        def _jvp(leaves, tangents):
+            moving = iter(tangents)
+            before = takewhile(lambda structure: not isinstance(structure, tuple), structures)  # the first record
+            along = [next(moving) if structure is _ARRAY else None for structure in before]
+            with place():
+                out = f(*leaves)
+            return jvp(out, along, *restored(leaves))
+
+        @f.vmap
+        def _vmap(leaves, axes):
+            # A mapped argument may arrive with size 1 along its axis, if MLX means it to be broadcast.
+            size = max(x.shape[ax] for x, ax in zip(leaves, axes, strict=True) if _mapped(ax))
+            with place():
+                *leaves, value = _to_front(leaves, axes, leaf_cores)
+                return f(*leaves, mx.broadcast_to(value, (size, *value.shape[1:]))), 0
+
+        return cast(Callable[..., mx.array], f)
+
+    def attached(*args):
+        leaves: list[mx.array] = []
+        leaf_cores: list[int] = []
+        pairs = zip(args[:-1], cores[:-1], strict=True)
+        structures = tuple(_flatten(x, core, leaves, leaf_cores) for x, core in pairs)
+        # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
+        # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
         with place():
-            return mx.stop_gradient(args[-1])
+            return build(structures, (*leaf_cores, cast(int, cores[-1])))(*leaves, mx.stop_gradient(args[-1]))
 
-    def call(*args):
-        with place():
-            return cast(mx.array, f(*args))
-
-    @f.vjp
-    def _vjp(args, bar, _):
-        bars = vjp(call(*args), bar, *args[:-1])
-        bars = [None if b is None else unbroadcast(b, a.shape) for b, a in zip(bars, args, strict=False)]
-        return tuple(_zeros(a) if b is None else b for b, a in _pad(bars, args))
-
-    @f.jvp
-    def _jvp(args, tangents):
-        return jvp(call(*args), tangents[:-1], *args[:-1])
-
-    @f.vmap
-    def _vmap(args, axes):
-        # A mapped argument may arrive with size 1 along its axis, if MLX means it to be broadcast.
-        size = max(a.shape[ax] for a, ax in zip(args, axes, strict=True) if _mapped(ax))
-        with place():
-            *args, value = _to_front(args, axes, cores)
-            return f(*args, mx.broadcast_to(value, (size, *value.shape[1:]))), 0
-
-    # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
-    # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
-    def with_stopped_value(*args):
-        with place():
-            return call(*args[:-1], mx.stop_gradient(args[-1]))
-
-    return with_stopped_value
+    return attached
 
 
-def attach_like(fn: Callable[..., mx.array], count: int, cores: tuple[int, ...]) -> Callable[..., mx.array]:
+def attach_like(fn: Callable[..., mx.array], count: int, *cores: int | None) -> Callable[..., mx.array]:
     """Build ``f(*args, value)``, which is ``value`` with the derivatives of ``fn(*args)`` in its first ``count`` args.
 
     ``value`` is what ``fn`` computes, by a faster route that need not be differentiable.
     """
+    return attach(*rules_like(fn, count), *cores)
 
-    def vjp(out, bar, *args):
-        return mx.vjp(lambda *moving: fn(*moving, *args[count:]), list(args[:count]), [bar])[1]
 
-    def jvp(out, tangents, *args):
-        moving = [i for i in range(count) if tangents[i] is not None]
+def rules_like(fn: Callable[..., mx.array], count: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The vjp and the jvp of ``fn`` in its first ``count`` args, as :func:`attach` takes them."""
 
-        def along(*moved):
+    def along(args, moving):
+        """``fn`` as a function of the arguments with the numbers ``moving``, and these arguments."""
+
+        def of_moving(*moved):
             full = list(args)
             for i, x in zip(moving, moved, strict=True):
                 full[i] = x
             return fn(*full)
 
-        return mx.jvp(along, [args[i] for i in moving], [tangents[i] for i in moving])[1][0]
+        return of_moving, [args[i] for i in moving]
 
-    return attach(vjp, jvp, cores)
+    def vjp(out, bar, *args):
+        moving = [i for i in range(count) if args[i] is not None]
+        bars = iter(mx.vjp(*along(args, moving), [bar])[1])
+        return [None if args[i] is None else next(bars) for i in range(count)]
 
+    def jvp(out, tangents, *args):
+        moving = [i for i in range(count) if tangents[i] is not None]
+        return mx.jvp(*along(args, moving), [tangents[i] for i in moving])[1][0]
 
-def _pad(bars, args):
-    """(cotangent, argument) of all arguments, None for the hints."""
-    return zip([*bars, *[None] * (len(args) - len(bars))], args, strict=True)
+    return vjp, jvp
 
 
 def _zeros(x: mx.array) -> mx.array:

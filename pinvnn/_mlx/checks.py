@@ -147,7 +147,14 @@ def rows(name: str, a: mx.array, b: mx.array, weights: mx.array | None = None) -
     if m != got:
         hint = "b is a vector only if it is 1-D; otherwise it is (..., m, k)."
         fail(name, "a and b must have the same number of rows", f"{m} and {got}", hint)
-    if weights is not None and (weights.ndim == 0 or weights.shape[-1] != m):
+    if weights is not None:
+        row_weights(name, a, weights)
+
+
+def row_weights(name: str, a: mx.array, weights: mx.array) -> None:
+    """Check that ``weights`` (..., m) have an entry for each row of ``a`` (..., m, n)."""
+    m = a.shape[-2]
+    if weights.ndim == 0 or weights.shape[-1] != m:
         fail(name, f"weights must have one entry for each of the {m} rows", f"shape {weights.shape}", "Reshape them.")
 
 

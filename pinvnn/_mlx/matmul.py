@@ -67,4 +67,4 @@ def _jvp(out, tangents, a, b):
     return sum(parts[1:], parts[0])
 
 
-_matmul = attach(_vjp, _jvp, (2, 2, 2), on_default_device=True)
+_matmul = attach(_vjp, _jvp, 2, 2, 2, on_default_device=True)

@@ -69,4 +69,4 @@ def _jvp(x, tangents, k, g, l2, start, q):
     return causal_solve(k, g, l2, start, change)
 
 
-_attached = attach(_vjp, _jvp, (2, 1, 2, 2, 2, 2))
+_attached = attach(_vjp, _jvp, 2, 1, 2, 2, 2, 2)

@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
-from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
@@ -20,7 +19,7 @@ from .._mlx.shapes import total
 from .dual import dual_solution
 from .products import weigh
 from .residuals import exact_product, exact_residual
-from .ridge import attach_ridge, cores
+from .solve import attach_solve
 
 
 def smallest_objective(
@@ -42,55 +41,52 @@ def smallest_objective(
     if route == "dual":
         with on_cpu():
             a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
-    inverse, known = inverse_of_ridge(a, w, l2, route, entries, b)
-    with large(a.dtype):
-        ones = mx.ones((1,), a.dtype) if w is None else w
+    inverse, hints = inverse_of_ridge(a, w, l2, route, entries, b)
     with on_cpu():  # Stopped: else a zero cotangent would meet the infinite slope of sqrt at weight 0, and be NaN.
-        dual = inverse.route == "dual"
-        x = dual_solution(a, b, ones, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, known)
-        x = mx.stop_gradient(x)
+        dual = route == "dual"
+        x = mx.stop_gradient(
+            dual_solution(a, b, w, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, hints)
+        )
         ax = mx.stop_gradient(exact_product(a, x))
         rest = exact_residual(a, b, x, ax)
         fit = weigh(None if w is None else astype(w, mx.float64), rest * rest)
         value = mx.sum(fit, axis=(-2, -1)) + mx.sum(l2 * x * x, axis=(-2, -1))
-        return _envelopes[inverse.route](a, b, ones, l2, *inverse.f, x, ax, value).astype(dtype)
+        return _envelope(a, b, w, l2, inverse, x, ax, value).astype(dtype)
 
 
-def _envelope(route):
-    def attached(a, b, w, l2, hints):
-        *factors, x, _ = hints
-        if route == "dual":
-            return dual_solution(a, b, w, l2, RightFactor(*factors))
-        return attach_ridge(a, b, w, l2, RidgeInverse(RightFactor(*factors), route), x)
-
-    def vjp(_, bar, a, b, w, l2, *hints):
-        x = attached(a, b, w, l2, hints)
-        with on_cpu():
-            bar, rest = bar[..., None, None], exact_residual(a, b, x, hints[-1])
-            b_bar = (2 * bar * astype(w, mx.float64)[..., None] * rest).astype(a.dtype)
-            w_bar = bar[..., 0] * mx.sum(rest * rest, axis=-1)
-            if w.shape[-1] == 1:
-                w_bar = mx.sum(w_bar, axis=-1, keepdims=True)
-            w_bar, l2_bar, narrow = w_bar.astype(a.dtype), bar * x * x, x.astype(a.dtype)
-        with large(a.dtype):
-            return -matmul(b_bar, narrow.mT), b_bar, w_bar, l2_bar
-
-    def jvp(_, tangents, a, b, w, l2, *hints):
-        da, db, dw, dl = tangents[:4]
-        x = attached(a, b, w, l2, hints)
-        with on_cpu():
-            parts, rest, w = [], exact_residual(a, b, x, hints[-1]), astype(w, mx.float64)
-            if db is not None:
-                parts.append(2 * w[..., None] * rest * astype(db, mx.float64))
-            if da is not None:
-                parts.append(-2 * w[..., None] * rest * exact_product(da, x))
-            if dw is not None:
-                parts.append(astype(dw, mx.float64)[..., None] * rest * rest)
-            if dl is not None:
-                parts.append(dl * x * x)
-            return total([mx.sum(part, axis=(-2, -1)) for part in parts])
-
-    return attach(vjp, jvp, (2, 2, 1, 2, *cores(route), 2, 2, 0))
+def _minimizer(a, b, w, l2, inverse: RidgeInverse, x):
+    if inverse.route == "dual":
+        return dual_solution(a, b, w, l2, inverse.f)
+    return attach_solve(a, b, w, l2, inverse, x)
 
 
-_envelopes = {route: _envelope(route) for route in ("shared", "feature", "dual")}
+def _vjp(_, bar, a, b, w, l2, inverse: RidgeInverse, x, ax):
+    x = _minimizer(a, b, w, l2, inverse, x)
+    with on_cpu():
+        bar, rest = bar[..., None, None], exact_residual(a, b, x, ax)
+        wide = None if w is None else astype(w, mx.float64)
+        b_bar = (2 * bar * weigh(wide, rest)).astype(a.dtype)
+        w_bar = None if w is None else (bar[..., 0] * mx.sum(rest * rest, axis=-1)).astype(a.dtype)
+        l2_bar, narrow = bar * x * x, x.astype(a.dtype)
+    with large(a.dtype):
+        return -matmul(b_bar, narrow.mT), b_bar, w_bar, l2_bar
+
+
+def _jvp(_, tangents, a, b, w, l2, inverse: RidgeInverse, x, ax):
+    da, db, dw, dl = tangents
+    x = _minimizer(a, b, w, l2, inverse, x)
+    with on_cpu():
+        parts, rest = [], exact_residual(a, b, x, ax)
+        weighted = weigh(None if w is None else astype(w, mx.float64), rest)
+        if db is not None:
+            parts.append(2 * weighted * astype(db, mx.float64))
+        if da is not None:
+            parts.append(-2 * weighted * exact_product(da, x))
+        if dw is not None:
+            parts.append(weigh(astype(dw, mx.float64), rest * rest))
+        if dl is not None:
+            parts.append(dl * x * x)
+        return total([mx.sum(part, axis=(-2, -1)) for part in parts])
+
+
+_envelope = attach(_vjp, _jvp, 2, 2, 1, 2, None, 2, 2, 0)

@@ -69,7 +69,7 @@ def softmax(v):
 _softmax = attach(
     lambda p, bar, v: (_times_softmax(p, bar),),
     lambda p, tangents, v: _times_softmax(p, tangents[0]),
-    (1, 1),
+    1, 1,
 )
 
 
@@ -123,7 +123,7 @@ def _like_penalty(x, l2):
     return _row_sums(x) if l2.shape[-1] == 1 and x.shape[-1] != 1 else x
 
 
-_hessian_solve = attach(_solve_vjp, _solve_jvp, (2, 1, 2, 2, 2, 2))
+_hessian_solve = attach(_solve_vjp, _solve_jvp, 2, 1, 2, 2, 2, 2)
 
 
 # --- The minimizer ----------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _minimizer_jvp(t, tangents, a, w, l2, y):
         return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]))
 
 
-_minimizer = attach(_minimizer_vjp, _minimizer_jvp, (2, 1, 2, 2, 2))
+_minimizer = attach(_minimizer_vjp, _minimizer_jvp, 2, 1, 2, 2, 2)
 
 
 # --- The objective at its minimum -------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def cross_entropy(v, y):
 _cross_entropy = attach(
     lambda _, bar, v, y: (bar[..., None] * (softmax(v) - y),),
     lambda _, tangents, v, y: _cross(softmax(v) - y, tangents[0]),
-    (1, 1, 0),
+    1, 1, 0,
 )
 
 
@@ -217,7 +217,7 @@ def _inverse_jvp(g, tangents, k):
         return -(g @ tangents[0] @ g)
 
 
-_inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))
+_inverse = attach(_inverse_vjp, _inverse_jvp, 2, 2)
 
 
 def without_own_row(m, s):
@@ -252,7 +252,7 @@ def _without_jvp(n, tangents, m, s):
         return sum(parts[1:], parts[0])
 
 
-_without_own_row = attach(_without_vjp, _without_jvp, (2, 2, 2))
+_without_own_row = attach(_without_vjp, _without_jvp, 2, 2, 2)
 
 
 def one_step_without(a, y, w, l2, t):
@@ -313,4 +313,4 @@ def _smallest_jvp(_, tangents, a, w, l2, y, value):
         return sum(parts[1:], parts[0])
 
 
-_smallest_objective = attach(_smallest_vjp, _smallest_jvp, (2, 1, 2, 2, 2, 0))
+_smallest_objective = attach(_smallest_vjp, _smallest_jvp, 2, 1, 2, 2, 2, 0)

@@ -29,7 +29,7 @@ needs no m x m matrix.
 
 import mlx.core as mx
 
-from .._factor.right_factor import CORES, RightFactor
+from .._factor.right_factor import RightFactor
 from .._factor.values import reciprocal
 from .._mlx.attach import attach, attach_like
 from .._mlx.complex import embed, h, unembed, unstack
@@ -40,8 +40,7 @@ from .products import cross_product, gram_handle, gram_tangent
 from .spectral import inverse, inverse_matrix, pull_back, split, split_weight
 
 
-def _pinv_vjp(p, g, a, *hints):
-    f = RightFactor(*hints)
+def _pinv_vjp(p, g, a, f: RightFactor):
     k, r = gram_handle(a, None, f), astype(f.r, real(a.dtype))
     t = _inner(g, p)
     with on_cpu():
@@ -77,9 +76,8 @@ def _sum_of_products(a, b, c, d) -> mx.array:
     return addmm(matmul(a, b), c, d)
 
 
-def _pinv_jvp(p, tangents, a, *hints):
+def _pinv_jvp(p, tangents, a, f: RightFactor):
     # dP = B dA^H + (C^H - B dK) P + B C A^H
-    f = RightFactor(*hints)
     da = tangents[0]
     k, r = gram_handle(a, None, f), astype(f.r, real(a.dtype))
     dk = gram_tangent(da, None, a, None, f.r)
@@ -92,11 +90,9 @@ def _pinv_jvp(p, tangents, a, *hints):
         return (matmul(b, h(da)) + matmul(bc, h(a))) * r + matmul(left, p)
 
 
-def _pinv_vjp_by_vectors(p, g, a, *hints):
+def _pinv_vjp_by_vectors(p, g, a, f: RightFactor, u):
     # The same in the bases U = A V / s and V, if the left singular vectors U are at hand. With Y = V^T G and Z = Y U,
     # T is Z / s and G A is Z s, and A_bar = (Y^T / s^2 + U s M) V^T. No digit is lost to cond(A).
-    *hints, u = hints
-    f = RightFactor(*hints)
     with on_cpu():
         beta, weight = reciprocal(f, 2)[..., :, None], split_weight(f)
         narrow = (f.v, beta, weight, f.s[..., None, :], reciprocal(f, 1)[..., None, :], f.r)
@@ -108,11 +104,13 @@ def _pinv_vjp_by_vectors(p, g, a, *hints):
         m = weight * (beta * (z * s) + t.mT) - beta * t
         inner = y.mT * beta.mT + matmul(u, s.mT * (m + m.mT))
         value = matmul(inner, v.mT) * r
-    return (_as_pinv_vjp(p, g, a, *hints, value),)
+    return (_as_pinv_vjp(p, g, a, f, value),)
 
 
-_as_pinv_vjp = attach_like(lambda *args: _pinv_vjp(*args)[0], 3, (2, 2, 2, *CORES, 2))
-attach_pinv = attach(_pinv_vjp, _pinv_jvp, (2, *CORES, 2))
+_as_pinv_vjp = attach_like(lambda *args: _pinv_vjp(*args)[0], 3, 2, 2, 2, None, 2)
+#: ``attach_pinv(a, f, value)``: the pseudo-inverse with its derivative.
+attach_pinv = attach(_pinv_vjp, _pinv_jvp, 2, None, 2)
+#: ``attach_pinv_by_vectors(a, f, u, value)``: the same if the left singular vectors ``u`` are at hand.
 attach_pinv_by_vectors = attach(
-    _pinv_vjp_by_vectors, lambda p, tangents, a, *hints: _pinv_jvp(p, tangents, a, *hints[:-1]), (2, *CORES, 2, 2)
+    _pinv_vjp_by_vectors, lambda p, tangents, a, f, u: _pinv_jvp(p, tangents, a, f), 2, None, 2, 2
 )

@@ -7,6 +7,7 @@ float32 sums would spoil the second digit of the gradient of a matrix of conditi
 
 import mlx.core as mx
 
+from .._factor.ridge_values import RidgeInverse
 from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach, attach_like
 from .._mlx.blocks import cross, times, times_and_residual
@@ -85,23 +86,23 @@ def _exact_cross(a, b, r):
         return cross(a, b * r) if a.dtype == mx.float64 else cross(a, b) * r
 
 
-_exact_product = attach_like(_product, 2, (2, 2, 2, 2))
-_exact_residual = attach_like(_residual, 3, (2, 2, 2, 2, 2))
-_exact_product_and_residual = attach_like(_product_and_residual, 4, (2, 2, 2, 2, 2, 2))
-_exact_cross_product = attach_like(_cross_product, 2, (2, 2, 2, 2))
+_exact_product = attach_like(_product, 2, 2, 2, 2, 2)
+_exact_residual = attach_like(_residual, 3, 2, 2, 2, 2, 2)
+_exact_product_and_residual = attach_like(_product_and_residual, 4, 2, 2, 2, 2, 2, 2)
+_exact_cross_product = attach_like(_cross_product, 2, 2, 2, 2, 2)
 
 
 # --- The Gram matrix: a handle --------------------------------------------------------------------
 
 
-def gram_handle(a: mx.array, w: mx.array | None, f: RightFactor) -> mx.array:
-    """An array of zeros, ``(..., n, n)``, with the derivative of K = r^2 A^H D A. No rule reads its value."""
+def gram_handle(a: mx.array, w: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
+    """An array of zeros, ``(..., n or 2n, n or 2n)``, with the derivative of K = r^2 A^H D A; never read."""
     with on_cpu():
-        handle = mx.broadcast_to(mx.array(0.0, mx.float64), f.v.shape)
-    return _gram(a, f.r, handle) if w is None else _weighted_gram(a, w, f.r, handle)
+        r, n = f.scale_of_gram, a.shape[-1] * (2 if a.dtype == mx.complex64 else 1)
+        return _gram(a, w, r, mx.broadcast_to(mx.array(0.0, mx.float64), (*r.shape[:-2], n, n)))
 
 
-def _gram_bars(k_bar, a, w, r):
+def _gram_vjp(out, k_bar, a, w, r):
     # A_bar = D A (K_bar + K_bar^H),  w_bar_i = Re <a_i, (A M)_i> / 2
     with on_cpu():
         m = k_bar + k_bar.mT
@@ -112,7 +113,7 @@ def _gram_bars(k_bar, a, w, r):
     r = astype(r, real(a.dtype))
     with large(a.dtype):
         am = am * r
-        return (weigh(w, am),) if w is None else (weigh(w, am), real_dot(a, am) / 2)
+        return weigh(w, am), None if w is None else real_dot(a, am) / 2
 
 
 def gram_tangent(da, dw, a, w, r):
@@ -128,13 +129,4 @@ def gram_tangent(da, dw, a, w, r):
         return embed(parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
 
-_gram = attach(
-    lambda out, bar, a, r: _gram_bars(bar, a, None, r),
-    lambda out, d, a, r: gram_tangent(d[0], None, a, None, r),
-    (2, 2, 2),
-)
-_weighted_gram = attach(
-    lambda out, bar, a, w, r: _gram_bars(bar, a, w, r),
-    lambda out, d, a, w, r: gram_tangent(d[0], d[1], a, w, r),
-    (2, 1, 2, 2),
-)
+_gram = attach(_gram_vjp, lambda out, d, a, w, r: gram_tangent(d[0], d[1], a, w, r), 2, 1, 2, 2)

@@ -68,5 +68,5 @@ def _cross_jvp(x, tangents, a, y):
         return total(parts if da is None else [*parts, _exact_cross(da, y)])
 
 
-_product = attach(lambda y, bar, a, x: (_outer(a, bar, x), _exact_cross(a, bar)), _product_jvp, (2, 2, 2))
-_cross = attach(lambda x, bar, a, y: (_outer(a, y, bar), exact_product(a, bar)), _cross_jvp, (2, 2, 2))
+_product = attach(lambda y, bar, a, x: (_outer(a, bar, x), _exact_cross(a, bar)), _product_jvp, 2, 2, 2)
+_cross = attach(lambda x, bar, a, y: (_outer(a, y, bar), exact_product(a, bar)), _cross_jvp, 2, 2, 2)

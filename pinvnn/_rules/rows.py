@@ -22,19 +22,20 @@ D U Q W^T to A_bar and u_i Q u_i^T / 2 to w_bar_i, with
 From second order on, the rule is the derivative of :func:`_plain`, which is made of attached values and products.
 """
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import mlx.core as mx
 
 from .._factor.ridge_values import RidgeInverse, reciprocals
-from .._factor.right_factor import CORES, RightFactor
-from .._mlx.attach import attach, attach_like
+from .._factor.right_factor import RightFactor
+from .._mlx.attach import attach, attach_like, rules_like
 from .._mlx.matmul import addmm, matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
-from .products import gram_handle
+from .products import gram_handle, weigh
 from .residuals import exact_residual
-from .ridge import attach_ridge, gram_normal
+from .ridge import gram_normal
 from .solve import attach_solve
 from .spectral import inverse, split_weight
 
@@ -57,7 +58,7 @@ def inverse_root(kind: Kind, f: RightFactor, l2: mx.array, shape: tuple[int, ...
         return mx.stop_gradient(root), mx.ones((shape[-1], 1), mx.float64)
 
 
-def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: RightFactor) -> mx.array:
+def inverse_of(kind: Kind, a: mx.array, w: mx.array | None, l2: mx.array, f: RightFactor) -> mx.array:
     """R ``(..., n, n)`` in float64, differentiable in A, w and L."""
     with on_cpu():
         eye, zero = mx.eye(a.shape[-1], dtype=mx.float64), mx.zeros((1, 1), mx.float64)
@@ -70,20 +71,18 @@ def inverse_of(kind: Kind, a: mx.array, w: mx.array, l2: mx.array, f: RightFacto
 
 
 def solution_of(
-    kind: Kind, a: mx.array, b: mx.array, w: mx.array, l2: mx.array, f: RightFactor, value: mx.array
+    kind: Kind, a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, f: RightFactor, value: mx.array
 ) -> mx.array:
     """The solution ``(..., n, k)``: the float64 constant ``value`` with its derivatives attached."""
     if kind == "truncated":
-        return attach_solve(a, b, w, f, value)
+        return attach_solve(a, b, w, None, f, value)
     if kind == "feature":  # A factorization for each target, in general.
         with on_cpu():
             f = RightFactor(f.v[..., None, :, :], f.s[..., None, :], f.kept[..., None, :], f.r[..., None, :, :])
-    return attach_ridge(a, b, w, l2, RidgeInverse(f, kind), value)
+    return attach_solve(a, b, w, l2, RidgeInverse(f, kind), value)
 
 
-def _plain(kind, a, b, w, l2, *hints):
-    *f, value = hints
-    f = RightFactor(*f)
+def _plain(kind, a, b, w, l2, f, value):
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
     rest = exact_residual(a, b, x)
     with on_cpu():
@@ -92,48 +91,51 @@ def _plain(kind, a, b, w, l2, *hints):
         return mx.concatenate(same_batch(rest, leverage), axis=-1)
 
 
-# Trailing dimensions of a, b, w and l2, and of the factor and x.
-_BARS, _HINTS = (2, 2, 1, 2), (*CORES, 2)
+# Trailing dimensions of a, b, w and l2.
+_CORES = (2, 2, 1, 2)
 
 
 def _plain_bar(kind, which):
     """One of the cotangents that :func:`_plain` has, for each problem of the batch and, of w and l2, for each entry."""
+    vjp, _ = rules_like(partial(_plain, kind), 4)
 
-    def bar_of(a, b, w, l2, bar, *hints):
+    def bar_of(a, b, w, l2, bar, f, x):
         batch, (m, n) = bar.shape[:-2], a.shape[-2:]
-        shapes = (m, n), b.shape[-2:], (m,), (n, 1), *(x.shape[-c:] for x, c in zip(hints, _HINTS, strict=True))
-        with on_cpu():
-            full = zip((a, b, w, l2, *hints), shapes, strict=True)
-            full = [mx.broadcast_to(x, (*batch, *shape)) for x, shape in full]
-        return mx.vjp(lambda *moving: _plain(kind, *moving, *full[4:]), full[:4], [bar])[1][which]
 
-    return attach_like(bar_of, 5, (*_BARS, 2, *_HINTS, _BARS[which]))
+        def whole(y, *shape):
+            return None if y is None else mx.broadcast_to(y, (*batch, *shape))
+
+        with on_cpu():
+            f = f._make(whole(y, *y.shape[y.ndim - core :]) for y, core in zip(f, f.cores, strict=True))
+            args = whole(a, m, n), whole(b, *b.shape[-2:]), whole(w, m), whole(l2, n, 1)
+            return vjp(None, bar, *args, f, whole(x, *x.shape[-2:]))[which]
+
+    return attach_like(bar_of, 5, *_CORES, 2, None, 2, _CORES[which])
 
 
 def _bars(kind, out, bar, b, w, f: RightFactor, root, u):
     """The four cotangents by the products of U, as in the head of this file; None for what is no argument."""
-    k, dtype, truncated, weighted = b.shape[-1], u.dtype, kind == "truncated", w.shape[-1] == u.shape[-2]
+    k, dtype, truncated = b.shape[-1], u.dtype, kind == "truncated"
     with on_cpu():
         rest, rho, g, narrow = (astype(x, dtype) for x in (out[..., :k], bar[..., :k], bar[..., k:], root))
         kept = turn = mx.ones((1, 1), dtype)  # for a truncated R only
         if truncated:
             kept, turn = astype(f.kept[..., None, :], dtype), astype(split_weight(f), dtype)
     with large(dtype):
-        weight = w[..., None]
-        gu, wu = (2 * g) * u, weight * u if weighted else u  # one weight for all rows is 1
+        gu, wu = (2 * g) * u, weigh(w, u)
         c = matmul(u.mT, gu)
-        both = matmul(u.mT, mx.concatenate([weight * b, -rho], axis=-1)).mT
+        both = matmul(u.mT, mx.concatenate([weigh(w, b), -rho], axis=-1)).mT
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
             z = matmul(zeta.mT, xi)
             m = (turn + turn.mT) * (c + z + z.mT) - c * kept * kept.mT
             gu, xi, zeta = gu * kept, xi * kept, zeta * kept
         # Here -b_bar xi^T is -rho xi^T - D U (zeta xi^T).
-        thin, flat = mx.concatenate([weight * rest, -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
+        thin, flat = mx.concatenate([weigh(w, rest), -rho], axis=-1), mx.concatenate([zeta, xi], axis=-2)
         a_bar = matmul(addmm(addmm(gu, thin, flat), wu, m - matmul(zeta.mT, xi)), narrow.mT)
         uz = matmul(u, zeta.mT)
-        b_bar = rho + weight * uz
-        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum(matmul(u, m) * u, axis=-1) / 2 if weighted else None
+        b_bar = rho + weigh(w, uz)
+        w_bar = mx.sum(rest * uz, axis=-1) + mx.sum(matmul(u, m) * u, axis=-1) / 2 if w is not None else None
     if truncated:
         return a_bar, b_bar, w_bar, None
     with on_cpu():
@@ -146,25 +148,13 @@ def _bars(kind, out, bar, b, w, f: RightFactor, root, u):
 def _build(kind):
     plain_bars = [_plain_bar(kind, which) for which in range(4)]
 
-    def vjp(out, bar, a, b, w, l2, *hints):
-        *hints, root, u = hints
-        fast = _bars(kind, out, bar, b, w, RightFactor(*hints[:-1]), root, u)
+    def vjp(out, bar, a, b, w, l2, f, x, root, u):
+        fast = _bars(kind, out, bar, b, w, f, root, u)
         pairs = zip(plain_bars, fast, strict=True)
-        return [None if v is None else attached(a, b, w, l2, bar, *hints, v) for attached, v in pairs]
+        return [None if v is None else attached(a, b, w, l2, bar, f, x, v) for attached, v in pairs]
 
-    def jvp(out, tangents, *args):
-        # Only what moves: MLX's jvp by an argument that stands still would cut it off from an outer transformation.
-        moving = [i for i in range(4) if tangents[i] is not None]
-
-        def along(*moved):
-            full = list(args[:-2])
-            for i, x in zip(moving, moved, strict=True):
-                full[i] = x
-            return _plain(kind, *full)
-
-        return mx.jvp(along, [args[i] for i in moving], [tangents[i] for i in moving])[1][0]
-
-    return attach(vjp, jvp, (*_BARS, *_HINTS, 2, 2, 2))
+    _, jvp = rules_like(lambda a, b, w, l2, f, x, root, u: _plain(kind, a, b, w, l2, f, x), 4)
+    return attach(vjp, jvp, *_CORES, None, 2, 2, 2, 2)
 
 
 _rules = {kind: _build(kind) for kind in ("truncated", "shared", "feature")}
@@ -174,7 +164,7 @@ def attach_residuals_and_leverages(
     kind: Kind,
     a: mx.array,
     b: mx.array,
-    w: mx.array,
+    w: mx.array | None,
     l2: mx.array,
     f: RightFactor,
     x: mx.array,
@@ -188,7 +178,7 @@ def attach_residuals_and_leverages(
         kind: See :data:`Kind`.
         a: ``(..., m, n)``.
         b: ``(..., m, k)``.
-        w: ``(..., m)``, or ones ``(1,)``.
+        w: ``(..., m)``, or None.
         l2: ``(..., 1 or n, 1)``, float64.
         f: A factor, without an axis for targets.
         x: The solution in float64.
@@ -196,11 +186,11 @@ def attach_residuals_and_leverages(
         u: U = A W in the dtype of ``a``.
         value: Residuals and leverages as they were computed.
     """
-    return _rules[kind](a, b, w, l2, *f, x, root, u, value)
+    return _rules[kind](a, b, w, l2, f, x, root, u, value)
 
 
 #: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
-attach_residual = attach_like(exact_residual, 3, (2, 2, 2, 2))
+attach_residual = attach_like(exact_residual, 3, 2, 2, 2, 2)
 
 
 def _rest_of_leverage(leverage, w, share):
@@ -209,4 +199,4 @@ def _rest_of_leverage(leverage, w, share):
 
 
 #: ``attach_rest(leverage, w, share, value)``: the constant ``value`` with the derivatives of 1 - w (leverage + share).
-attach_rest = attach_like(_rest_of_leverage, 3, (1, 1, 1, 1))
+attach_rest = attach_like(_rest_of_leverage, 3, 1, 1, 1, 1)

@@ -1,15 +1,17 @@
-"""Derivative rules of least squares: x = (D^(1/2) A)^+ D^(1/2) b for tall A, and its adjoint for wide problems.
+"""Derivative rules of least squares and of ridge regression, and of the adjoint for wide problems.
 
-Notation as in ``pinv.py``. x = B A^H D b, in which no root of a weight is left: the gradient at weight 0 is finite and
-exact. With z = B x_bar,
+Notation as in ``pinv.py``. The solution is x = R A^H D b, where R is the truncated inverse B of K, or (K + L)^-1 with
+L = diag(l2) for each target. No root of a weight is left in it: the gradient at weight 0 is finite and exact. With
+z = R x_bar and rest = b - A x,
 
     b_bar   = D A z
-    A_bar   = D ((b - A x) z^H - (A z) x^H + A (Q + Q^H)),    Q = S(B G + T^H),  T = x_bar x^H,  G = x_bar (A^H D b)^H
-    w_bar_i = Re <(b - A x)_i, (A z)_i> + Re <a_i, (A (Q + Q^H))_i> / 2
-    dx      = B (A^H D db + A^H dD (b - A x) + dA^H D (b - A x) - A^H D dA x + C A^H D b) + C^H x,    C = S(dK).
+    A_bar   = D (rest z^H - (A z) x^H + A (Q + Q^H)),         Q = S(B G + T^H),  T = x_bar x^H,  G = x_bar (A^H D b)^H
+    w_bar_i = Re <rest_i, (A z)_i> + Re <a_i, (A (Q + Q^H))_i> / 2
+    l2_bar  = -Re conj(z) o x
+    dx      = R (A^H D db + A^H dD rest + dA^H D rest - A^H D dA x - dl2 o x + C A^H D b) + C^H x,    C = S(dK),
 
-This is the rule of the pseudo-inverse for P_bar = x_bar b^H, written with the residual: b z^H and A x z^H apart would
-cancel to its size and lose its digits. At full column rank Q = C = 0.
+where Q = C = 0 unless a truncated B drops something. This is the rule of the pseudo-inverse for P_bar = x_bar b^H,
+written with the residual: b z^H and A x z^H apart would cancel to its size and lose its digits.
 
 A wide problem without weights is x = A w, w = B h, for the tall matrix A^H of the problem, here called A, and its
 right-hand side h. With w_bar = A^H x_bar and h_bar = B w_bar,
@@ -22,7 +24,8 @@ Small matrices and solutions stay in float64 inside the rules and are rounded at
 
 import mlx.core as mx
 
-from .._factor.right_factor import CORES, RightFactor
+from .._factor.ridge_values import RidgeInverse
+from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
 from .._mlx.complex import embed, h, stack, unembed, unstack
 from .._mlx.dtypes import real
@@ -39,28 +42,53 @@ from .products import (
     residual,
     weigh,
 )
+from .ridge import penalized_inverse
 from .spectral import inverse, split, turn
 
-# --- Least squares, A tall (or weighted): x = B A^H D b -------------------------------------------
+# --- x = R A^H D b: A tall, or weights, or a penalty ----------------------------------------------
 
 
-def _solve_bars(x, bar, a, b, w, f: RightFactor):
-    k, dtype = gram_handle(a, w, f), a.dtype
+def attach_solve(
+    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse, value: mx.array
+) -> mx.array:
+    """The solution x, stacked float64, with its derivative in ``a``, ``b``, ``w`` (..., m) and ``l2``.
+
+    Args:
+        a: ``(..., m, n)``.
+        b: ``(..., m, k)``.
+        w: Weights, or None.
+        l2: The penalty in float64, ``(..., 1 or n, 1 or k)``; of embedded complex problems ``(..., 1 or 2n, 1 or k)``.
+            None for the truncated inverse.
+        f: R as constants: a :class:`RidgeInverse` if there is a penalty.
+        value: x, stacked float64 at best, since residuals are taken from it; or in the dtype of ``a``.
+    """
+    return _solve(a, b, w, l2, f, stack(value))
+
+
+def _inverse(k, l2, x, f):
+    """``R x / r^2``."""
+    return inverse(k, x, f) if l2 is None else penalized_inverse(k, l2, x, f)
+
+
+def _solve_vjp(x, bar, a, b, w, l2, f):
+    k, dtype, r = gram_handle(a, w, f), a.dtype, f.scale
     with on_cpu():
-        zr = inverse(k, bar, f) * f.r
+        zr = _inverse(k, l2, bar, f) * r
         # One product with twice the columns, [A z | r rest] [-x | z / r]^H: a pass over A_bar less.
-        both = product_and_residual(a, zr * f.r, b, x, f.r)
+        both = product_and_residual(a, zr * r, b, x, r)
         right = unstack(mx.concatenate(same_batch(-x, zr), axis=-1), dtype)
-        r = f.r.astype(real(dtype))
+        l2_bar = None if l2 is None else -(zr * r) * x
+        r = r.astype(real(dtype))
     am = None if f.full else _turned(a, b, w, k, x, bar, f)
     with large(dtype):
         az, rest = mx.split(both, 2, axis=-1)
-        a_bar, y = matmul(both, h(right)), None if am is None else am * r
-        bars = weigh(w, a_bar if y is None else a_bar + y), weigh(w, az)
-        if w is None:
-            return bars
-        w_bar = real_dot(rest / r, az)
-        return *bars, w_bar if y is None else w_bar + real_dot(a, y) / 2
+        a_bar = matmul(both, h(right))
+        w_bars = [] if w is None else [real_dot(rest / r, az)]
+        if am is not None:
+            y = am * r
+            a_bar = a_bar + y
+            w_bars += [] if w is None else [real_dot(a, y) / 2]
+        return weigh(w, a_bar), weigh(w, az), total(w_bars) if w_bars else None, l2_bar
 
 
 def _turned(a, b, w, k, x, bar, f: RightFactor):
@@ -83,48 +111,37 @@ def _weighed(w, b):
         return weigh(w, b)
 
 
-def _solve_tangent(x, tangents, a, b, w, f: RightFactor):
-    da, db, dw = (*tangents, None)[:3]
-    rest, parts = residual(b, a, x, f.r), []
+def _solve_jvp(x, tangents, a, b, w, l2, f):
+    da, db, dw, dl2 = tangents
+    r, parts = f.scale_of_gram, []
+    rest = residual(b, a, x, r)
     if db is not None:
-        parts.append(cross_product(a, _weighed(w, db), f.r))
+        parts.append(cross_product(a, _weighed(w, db), r))
     if dw is not None:
-        parts.append(cross_product(a, _weighed(dw, rest), f.r))
+        parts.append(cross_product(a, _weighed(dw, rest), r))
     if da is not None:
-        parts.append(cross_product(da, _weighed(w, rest), f.r))
-        parts.append(cross_product(a, _weighed(w, -product(da, x, f.r)), f.r))
+        parts.append(cross_product(da, _weighed(w, rest), r))
     with on_cpu():
-        k, right = gram_handle(a, w, f), total(parts)
-        if da is None and dw is None:
-            return inverse(k, right, f) * f.r
-        c = split(k, gram_tangent(da, dw, a, w, f.r), f)
-        normal = cross_product(a, _weighed(w, b), f.r)
-        return inverse(k, right + c @ normal, f) * f.r + c.mT @ x
+        if da is not None:
+            parts.append(-cross_product(a, _weighed(w, product(da, x, r)), r))
+        if dl2 is not None:
+            parts.append(-dl2 * x * r)
+        k, right, back = gram_handle(a, w, f), total(parts), f.scale * (f.scale / r)
+        if f.full or (da is None and dw is None):
+            return _inverse(k, l2, right, f) * back
+        c = split(k, gram_tangent(da, dw, a, w, r), f)
+        normal = cross_product(a, _weighed(w, b), r)
+        return inverse(k, right + c @ normal, f) * back + c.mT @ x
 
 
-_solve = attach(
-    lambda x, bar, a, b, *hints: _solve_bars(x, bar, a, b, None, RightFactor(*hints)),
-    lambda x, d, a, b, *hints: _solve_tangent(x, d[:2], a, b, None, RightFactor(*hints)),
-    (2, 2, *CORES, 2),
-)
-_weighted_solve = attach(
-    lambda x, bar, a, b, w, *hints: _solve_bars(x, bar, a, b, w, RightFactor(*hints)),
-    lambda x, d, a, b, w, *hints: _solve_tangent(x, d[:3], a, b, w, RightFactor(*hints)),
-    (2, 2, 1, *CORES, 2),
-)
-
-
-def attach_solve(a, b, w, f: RightFactor, value):
-    """The solution x with its derivative, stacked float64; ``value`` is x in the dtype of ``a``, or so already."""
-    value = stack(value)
-    return _solve(a, b, *f, value) if w is None else _weighted_solve(a, b, w, *f, value)
+_solve = attach(_solve_vjp, _solve_jvp, 2, 2, 1, 2, None, 2)
 
 
 # --- The adjoint, for wide problems: x = A B h = (A^+)^H h with A tall ----------------------------
 
 
-def _adjoint_vjp(x, bar, a, b, *hints):
-    f, dtype = RightFactor(*hints), a.dtype
+def _adjoint_vjp(x, bar, a, b, f: RightFactor):
+    dtype = a.dtype
     k = gram_handle(a, None, f)
     with on_cpu():
         w_bar, hs = cross_product(a, bar, f.r), stack(b)
@@ -140,9 +157,8 @@ def _adjoint_vjp(x, bar, a, b, *hints):
         return a_bar if m is None else a_bar + matmul(a, m) * r, narrow
 
 
-def _adjoint_jvp(x, tangents, a, b, *hints):
-    f = RightFactor(*hints)
-    da, db = tangents[:2]
+def _adjoint_jvp(x, tangents, a, b, f: RightFactor):
+    da, db = tangents
     k = gram_handle(a, None, f)
     with on_cpu():
         hs = stack(b)
@@ -159,4 +175,5 @@ def _adjoint_jvp(x, tangents, a, b, *hints):
         return (moved if still is None else still + moved) * r
 
 
-attach_adjoint = attach(_adjoint_vjp, _adjoint_jvp, (2, 2, *CORES, 2))
+#: ``attach_adjoint(a, h, f, value)``: A B h with its derivative.
+attach_adjoint = attach(_adjoint_vjp, _adjoint_jvp, 2, 2, None, 2)

@@ -18,7 +18,7 @@ K is an array of zeros that has the derivative of A^H D A (``products.gram_handl
 
 import mlx.core as mx
 
-from .._factor.right_factor import CORES, RightFactor
+from .._factor.right_factor import RightFactor
 from .._factor.values import inverse_value, reciprocal, scaled_vectors
 from .._mlx.attach import attach, attach_like
 from .._mlx.place import on_cpu
@@ -27,14 +27,14 @@ from .._mlx.place import on_cpu
 def inverse(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
     """``B x`` for ``x`` (..., n, j)."""
     with on_cpu():
-        return _inverse(k, x, *f, inverse_value(f, x))
+        return _inverse(k, x, f, inverse_value(f, x))
 
 
 def inverse_matrix(k: mx.array, f: RightFactor) -> mx.array:
     """``B`` (..., n, n)."""
     with on_cpu():
         eye = mx.broadcast_to(mx.eye(f.v.shape[-1], dtype=mx.float64), f.v.shape)
-        return _inverse(k, eye, *f, scaled_vectors(f, 2) @ f.v.mT)
+        return _inverse(k, eye, f, scaled_vectors(f, 2) @ f.v.mT)
 
 
 def split(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
@@ -42,7 +42,7 @@ def split(k: mx.array, x: mx.array, f: RightFactor) -> mx.array:
     with on_cpu():
         if f.full:
             return mx.zeros_like(x)
-        return _split(k, x, *f, f.v @ (split_weight(f) * (f.v.mT @ x @ f.v)) @ f.v.mT)
+        return _split(k, x, f, f.v @ (split_weight(f) * (f.v.mT @ x @ f.v)) @ f.v.mT)
 
 
 def split_weight(f: RightFactor) -> mx.array:
@@ -62,27 +62,26 @@ def pull_back(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.D
     """
     with on_cpu():
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype))
-        return _attach_pull_back(k, t, g, *f, fast.astype(mx.float64))
+        return _attach_pull_back(k, t, g, f, fast.astype(mx.float64))
 
 
 def turn(k: mx.array, t: mx.array, g: mx.array, f: RightFactor, dtype: mx.Dtype) -> mx.array:
     """The part Q + Q^T of :func:`pull_back`, by which the kept subspace turns; zero at full rank."""
     with on_cpu():
         fast = _pull_back_in_basis(f, t.astype(dtype), g.astype(dtype), kept=False)
-        return _attach_turn(k, t, g, *f, fast.astype(mx.float64))
+        return _attach_turn(k, t, g, f, fast.astype(mx.float64))
 
 
-def _turn(k, t, g, *hints):
+def _turn(k, t, g, f: RightFactor):
     with on_cpu():
-        f = RightFactor(*hints)
         q = split(k, inverse(k, g, f) + t.mT, f)
         return q + q.mT
 
 
-def _pull_back(k, t, g, *hints):
+def _pull_back(k, t, g, f: RightFactor):
     with on_cpu():
-        bt = inverse(k, t, RightFactor(*hints))
-        return _turn(k, t, g, *hints) - bt - bt.mT
+        bt = inverse(k, t, f)
+        return _turn(k, t, g, f) - bt - bt.mT
 
 
 def _pull_back_in_basis(f: RightFactor, t, g, kept=True):
@@ -97,10 +96,9 @@ def _pull_back_in_basis(f: RightFactor, t, g, kept=True):
         return v @ (m + m.mT) @ v.mT
 
 
-def _inverse_vjp(out, bar, k, x, *hints):
+def _inverse_vjp(out, bar, k, x, f: RightFactor):
     # w = B x:  x_bar = B w_bar,  K_bar = M / 2 with B_bar = w_bar x^T.
     with on_cpu():
-        f = RightFactor(*hints)
         u = inverse(k, bar, f)
         if f.full:  # B T = u w^T
             turned = u @ out.mT
@@ -108,11 +106,10 @@ def _inverse_vjp(out, bar, k, x, *hints):
         return pull_back(k, bar @ out.mT, bar @ x.mT, f, mx.float64) / 2, u
 
 
-def _inverse_jvp(out, tangents, k, x, *hints):
+def _inverse_jvp(out, tangents, k, x, f: RightFactor):
     # dw = B (dx - dK w + C x) + C^T w
     dk, dx = tangents[:2]
     with on_cpu():
-        f = RightFactor(*hints)
         if dk is None:
             return inverse(k, dx, f)
         c = split(k, dk, f)
@@ -120,21 +117,19 @@ def _inverse_jvp(out, tangents, k, x, *hints):
         return inverse(k, right if dx is None else right + dx, f) + c.mT @ out
 
 
-def _split_vjp(out, bar, k, x, *hints):
+def _split_vjp(out, bar, k, x, f: RightFactor):
     # Q = S(R), Y = S(Q_bar):  R_bar = Y,
     # K_bar = Q^T Y - Y Q^T + S(Y R^T - R^T Y + Q Q_bar^T - Q_bar^T Q)
     with on_cpu():
-        f = RightFactor(*hints)
         y = split(k, bar, f)
         c = y @ x.mT - x.mT @ y + out @ bar.mT - bar.mT @ out
         return out.mT @ y - y @ out.mT + split(k, c, f), y
 
 
-def _split_jvp(out, tangents, k, x, *hints):
+def _split_jvp(out, tangents, k, x, f: RightFactor):
     # dQ = S(dR + Q dK - dK Q + C R - R C) + C^T Q - Q C^T, with C for dPi = C + C^T in S, which sees no more of it
     dk, dx = tangents[:2]
     with on_cpu():
-        f = RightFactor(*hints)
         if dk is None:
             return split(k, dx, f)
         c = split(k, dk, f)
@@ -142,10 +137,10 @@ def _split_jvp(out, tangents, k, x, *hints):
         return split(k, inner if dx is None else inner + dx, f) + c.mT @ out - out @ c.mT
 
 
-_inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2, *CORES, 2))
-_split = attach(_split_vjp, _split_jvp, (2, 2, *CORES, 2))
-_attach_pull_back = attach_like(_pull_back, 3, (2, 2, 2, *CORES, 2))
-_attach_turn = attach_like(_turn, 3, (2, 2, 2, *CORES, 2))
+_inverse = attach(_inverse_vjp, _inverse_jvp, 2, 2, None, 2)
+_split = attach(_split_vjp, _split_jvp, 2, 2, None, 2)
+_attach_pull_back = attach_like(_pull_back, 3, 2, 2, 2, None, 2)
+_attach_turn = attach_like(_turn, 3, 2, 2, 2, None, 2)
 
 
 # --- Eigenvalues and eigenvectors -----------------------------------------------------------------
@@ -159,11 +154,11 @@ def eigenvalues(k: mx.array, f: RightFactor, twins: bool) -> mx.array:
         f: Its factor.
         twins: Whether f is that of an embedded complex matrix, with every vector twice.
     """
-    return _EIGEN[twins][0](k, *f, f.s * f.s)
+    return _EIGEN[twins][0](k, f, f.s * f.s)
 
 
 def _eigenvectors(k, f: RightFactor, twins: bool):
-    return _EIGEN[twins][1](k, *f, f.v)
+    return _EIGEN[twins][1](k, f, f.v)
 
 
 def _mixing(k, f: RightFactor, twins: bool):
@@ -183,25 +178,25 @@ def _mixing(k, f: RightFactor, twins: bool):
 
 def _eigen(twins):
     # dl = diag(V^T dK V),  dV = V (F o (V^T dK V)),  F_ij = 1 / (l_j - l_i)
-    def values_vjp(out, bar, k, *hints):
+    def values_vjp(out, bar, k, f: RightFactor):
         with on_cpu():
-            v = _eigenvectors(k, RightFactor(*hints), twins)
+            v = _eigenvectors(k, f, twins)
             return ((v * bar[..., None, :]) @ v.mT,)
 
-    def values_jvp(out, tangents, k, *hints):
+    def values_jvp(out, tangents, k, f: RightFactor):
         with on_cpu():
-            v = _eigenvectors(k, RightFactor(*hints), twins)
+            v = _eigenvectors(k, f, twins)
             return mx.sum(v * (tangents[0] @ v), axis=-2)
 
-    def vectors_vjp(v, bar, k, *hints):
+    def vectors_vjp(v, bar, k, f: RightFactor):
         with on_cpu():
-            return (v @ (_mixing(k, RightFactor(*hints), twins) * (v.mT @ bar)) @ v.mT,)
+            return (v @ (_mixing(k, f, twins) * (v.mT @ bar)) @ v.mT,)
 
-    def vectors_jvp(v, tangents, k, *hints):
+    def vectors_jvp(v, tangents, k, f: RightFactor):
         with on_cpu():
-            return v @ (_mixing(k, RightFactor(*hints), twins) * (v.mT @ tangents[0] @ v))
+            return v @ (_mixing(k, f, twins) * (v.mT @ tangents[0] @ v))
 
-    return attach(values_vjp, values_jvp, (2, *CORES, 1)), attach(vectors_vjp, vectors_jvp, (2, *CORES, 2))
+    return attach(values_vjp, values_jvp, 2, None, 1), attach(vectors_vjp, vectors_jvp, 2, None, 2)
 
 
 _EIGEN = {twins: _eigen(twins) for twins in (False, True)}

@@ -56,5 +56,5 @@ def _solve_jvp(x, tangents, a, b, inverse):
     return _apply(a, total(parts), inverse)
 
 
-_inverse = attach(_inverse_vjp, _inverse_jvp, (2, 2))
-_solve = attach(_solve_vjp, _solve_jvp, (2, 2, 2, 2))
+_inverse = attach(_inverse_vjp, _inverse_jvp, 2, 2)
+_solve = attach(_solve_vjp, _solve_jvp, 2, 2, 2, 2)

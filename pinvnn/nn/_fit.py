@@ -66,7 +66,6 @@ class FactoredProblem:
         self.careful = careful or (few and not visible(p.a))
         k = p.b.shape[-1]
         with large(p.a.dtype):
-            w = mx.ones((1,), p.a.dtype) if p.w is None else p.w
             b = p.b if p.means is None else mx.concatenate([p.b, mx.ones_like(p.b[..., :1])], axis=-1)
         kind, f, x, left = self._minimum_norm(p, b) if p.l2 is None else self._penalized(p, b, p.l2)
         with on_cpu():
@@ -77,9 +76,9 @@ class FactoredProblem:
             if kind != "feature":
                 self._left_factor = f
             self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
-            state = kind, p.a, p.b, w, l2, f, self._x[..., :k]
+            state = kind, p.a, p.b, p.w, l2, f, self._x[..., :k]
             self.problem: ReadoutProblem = p
-            self._state: tuple[Kind, mx.array, mx.array, mx.array, mx.array, RightFactor, mx.array] = state
+            self._state: tuple[Kind, mx.array, mx.array, mx.array | None, mx.array, RightFactor, mx.array] = state
 
     def _minimum_norm(self, p: ReadoutProblem, b: mx.array):
         """The kind of R, its factor, the solution for ``b`` in float64, and left singular vectors or None."""

@@ -118,7 +118,7 @@ def _attached(weighted: bool, bias: bool, of_xx: bool):
         m = reduce(merge_moments, block_moments(x, y, w, bias))
         return m.xx if of_xx else mx.concatenate([part.reshape(-1) for part in (*m[:3], *m[4:])])
 
-    return attach_like(plain, 2 + weighted, (2, 2, *[1] * weighted, 1 + of_xx))
+    return attach_like(plain, 2 + weighted, 2, 2, *[1] * weighted, 1 + of_xx)
 
 
 def _rows_in_block(x, y):

@@ -164,4 +164,4 @@ def normal_solve(gram, rhs, l2, dtype):
         value = spectral_value(gram, rhs, None if minimum_norm else penalty, rtol)
     if value is None:
         return plain(gram, rhs, penalty)
-    return attach_like(plain, 3, (2, 2, 2, 2))(gram, rhs, penalty, value)
+    return attach_like(plain, 3, 2, 2, 2, 2)(gram, rhs, penalty, value)

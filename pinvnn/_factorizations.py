@@ -1,0 +1,255 @@
+"""One class for each way to factor a problem: solutions, pseudo-inverse, rank and singular values, differentiable.
+
+    class        serves                            solves by
+    Square       real square A of full rank        the inverse by LU
+    FullRank     full rank that is verified        a Cholesky factor of the Gram matrix, corrected in float64
+    Truncated    everything without a penalty      singular vectors
+    Penalized    a penalty, the same for all b     (K + L)^-1 (``_factor/ridge_inverse.py``)
+
+A wide problem without weights or penalty is solved in its tall form: ``tall`` is A^H then, and A otherwise.
+"""
+
+from functools import cached_property
+
+import mlx.core as mx
+
+from ._factor.full_rank import Certified, factor_of_inverse, full_rank, inverse_by_lu, with_vectors
+from ._factor.rank import default_rtol
+from ._factor.ridge_inverse import inverse_of_ridge
+from ._factor.ridge_values import Route, solution
+from ._factor.right_factor import RightFactor, rank_of, right_factor
+from ._factor.values import (
+    adjoint_value,
+    full_rank_adjoint_value,
+    full_rank_pinv_value,
+    full_rank_solve_value,
+    left_vectors,
+    pinv_value,
+    solve_value,
+    square_value,
+)
+from ._mlx import dtypes
+from ._mlx.complex import h, stack, unstack
+from ._mlx.place import CPU, astype, large, on_cpu
+from ._rules.logdet import logdet
+from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
+from ._rules.products import gram_handle
+from ._rules.ridge import penalized_inverse
+from ._rules.solve import attach_adjoint, attach_solve
+from ._rules.spectral import eigenvalues, inverse
+from ._rules.square import attach_inverse, attach_square_solve
+
+
+class Factorization:
+    """A factored problem without a penalty; subclasses say how.
+
+    Attributes:
+        a: ``(..., m, n)``, not empty, in a working dtype.
+        w: Weights ``(..., m)`` in its real dtype, or None.
+        tall: The matrix that was factored, weights apart.
+    """
+
+    def __init__(self, a: mx.array, w: mx.array | None):
+        self.a, self.w = a, w
+        self.tall = a if w is not None or a.shape[-2] >= a.shape[-1] else h(a)
+
+    def solve(self, b: mx.array) -> mx.array:
+        """The solution for ``b`` (..., m, k): ``(..., n, k)`` in the dtype of A, or stacked float64."""
+        raise NotImplementedError
+
+    def tall_pinv(self) -> mx.array:
+        """The pseudo-inverse of ``tall`` without weights."""
+        raise NotImplementedError
+
+    @property
+    def vectors(self) -> RightFactor:
+        """The right factor with singular vectors."""
+        raise NotImplementedError
+
+    @property
+    def rank(self) -> mx.array:
+        """Of the weighted matrix, ``(...)`` int32."""
+        return rank_of(self.a, self.vectors)
+
+    def pinv(self) -> mx.array:
+        """P ``(..., n, m)`` with x = P b: (D^(1/2) A)^+ D^(1/2)."""
+        if self.w is None:
+            p = self.tall_pinv()
+            return p if self.tall is self.a else h(p)
+        f = self.vectors
+        with on_cpu():  # B A^H D
+            return _times_weights(inverse(gram_handle(self.a, self.w, f), stack(h(self.a)), f), f.r, self.a, self.w)
+
+    @property
+    def singular_values(self) -> mx.array:
+        """Of the weighted matrix, descending, ``(..., min(m, n))``: roots of the eigenvalues of the Gram matrix.
+
+        Values at the level of rounding have gradient 0.
+        """
+        a, f, twins = self.tall, self.vectors, self.a.dtype == mx.complex64
+        with on_cpu():
+            values = eigenvalues(gram_handle(a, self.w, f), f, twins)
+            s = f.s
+            if twins:
+                s, values = s[..., ::2], mx.mean(values.reshape(*values.shape[:-1], -1, 2), axis=-1)
+            m, n = a.shape[-2:]
+            real = s > default_rtol(m, n, a.dtype) * s[..., :1]
+            root = mx.sqrt(mx.where(real, values, mx.ones_like(values)))
+            s = (mx.where(real, root, s) / f.r[..., 0]).astype(dtypes.real(a.dtype))
+            return s[..., : min(m, n)]
+
+    def logdet(self) -> mx.array:
+        """Logarithm of the determinant of A^H D A, ``(...)``; -inf where a singular value is dropped."""
+        if self.tall is not self.a:
+            with on_cpu():
+                return mx.full(self.a.shape[:-2], -float("inf"), dtypes.real(self.a.dtype))
+        return logdet(self.a, self.w, None, self.vectors)
+
+
+class Truncated(Factorization):
+    """By singular vectors, for any rank."""
+
+    def __init__(self, a, w, rtol=None, atol=None, method: str | None = None):
+        super().__init__(a, w)
+        self._f, self._left = right_factor(self.tall, w, rtol, atol, method)
+
+    @property
+    def vectors(self) -> RightFactor:
+        return self._f
+
+    def solve(self, b):
+        f, left = self._f, self._left
+        if self.tall is self.a:
+            return attach_solve(self.a, b, self.w, None, f, solve_value(self.a, b, self.w, f, left))
+        return attach_adjoint(self.tall, b, f, adjoint_value(self.tall, b, f, left))
+
+    def tall_pinv(self):
+        a, f, left = self.tall, self._f, self._left
+        if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
+            return attach_pinv(a, f, astype(pinv_value(a, f, left), a.dtype))
+        # For nearly square A it pays to keep the left singular vectors: the gradient then needs no other n^3 product.
+        left = mx.stop_gradient(left_vectors(a, f) if left is None else astype(left, a.dtype), stream=CPU)
+        return attach_pinv_by_vectors(a, f, left, pinv_value(a, f, left))
+
+
+class FullRank(Factorization):
+    """By a Cholesky factor; what needs singular vectors computes them at its first use."""
+
+    def __init__(self, a, w, known: Certified, rtol, atol, verified: bool, b=None):
+        """``verified`` says that values showed the full rank; else it is NaN where it fails, and the rank is open."""
+        super().__init__(a, w)
+        self._known, self._b, self._cutoffs, self._verified = known, b, (rtol, atol), verified
+
+    @cached_property
+    def vectors(self) -> RightFactor:
+        return with_vectors(self._known.right) if self._verified else right_factor(self.tall, self.w, *self._cutoffs)[0]
+
+    @property
+    def rank(self):
+        return mx.full(self.a.shape[:-2], min(self.a.shape[-2:]), mx.int32) if self._verified else super().rank
+
+    def solve(self, b):
+        known = self._known if b is self._b else self._known._replace(rhs=None)
+        if self.tall is self.a:
+            value = full_rank_solve_value(self.a, b, self.w, known)
+            return attach_solve(self.a, b, self.w, None, known.right, value)
+        return attach_adjoint(self.tall, b, known.right, full_rank_adjoint_value(self.tall, b, known))
+
+    def tall_pinv(self):
+        return attach_pinv(self.tall, self._known.right, full_rank_pinv_value(self.tall, self._known, self._verified))
+
+    def logdet(self):
+        if self.tall is not self.a:
+            return super().logdet()
+        return logdet(self.a, self.w, None, self._known.right)
+
+
+class Square(Factorization):
+    """By the inverse of a verified matrix."""
+
+    def __init__(self, a, value: mx.array):
+        super().__init__(a, None)
+        self._inverse = value
+
+    @cached_property
+    def vectors(self) -> RightFactor:
+        return with_vectors(factor_of_inverse(self._inverse))
+
+    @property
+    def rank(self):
+        return mx.full(self.a.shape[:-2], self.a.shape[-1], mx.int32)
+
+    def solve(self, b):
+        return attach_square_solve(self.a, b, self._inverse, square_value(self.a, b, self._inverse))
+
+    def tall_pinv(self):
+        return attach_inverse(self.a, self._inverse)
+
+
+class Penalized(Factorization):
+    """(K + L)^-1. Rank and singular values are those of the weighted matrix without the penalty."""
+
+    def __init__(self, a, w, l2: mx.array, route: Route, b=None, cutoffs=(None, None)):
+        """``l2`` is ``(..., 1 or n, 1 or k)``; ``route`` is not the dual one."""
+        super().__init__(a, w)
+        with on_cpu():  # a penalty by feature is that of the embedded Gram matrix
+            twice = a.dtype == mx.complex64 and l2.shape[-2] > 1
+            self._l2 = mx.concatenate([l2, l2], axis=-2) if twice else l2
+        self._inverse, self._hints = inverse_of_ridge(a, w, self._l2, route, a.dtype, b)
+        self._b, self._cutoffs = b, cutoffs
+
+    @cached_property
+    def vectors(self) -> RightFactor:
+        return right_factor(self.tall, self.w, *self._cutoffs)[0]
+
+    def solve(self, b):
+        hints = self._hints if b is self._b else self._hints._replace(rhs=None)
+        value = solution(self._inverse, self.a, b, self.w, self._l2, hints)
+        return attach_solve(self.a, b, self.w, self._l2, self._inverse, value)
+
+    def pinv(self):
+        """R A^H D."""
+        f = self._inverse
+        with on_cpu():
+            k = gram_handle(self.a, self.w, f)
+            return _times_weights(penalized_inverse(k, self._l2, stack(h(self.a)), f), f.scale, self.a, self.w)
+
+    def logdet(self):
+        """Logarithm of the determinant of A^H D A + L."""
+        return logdet(self.a, self.w, self._l2, self._inverse)
+
+
+def _times_weights(p, r, a, w):
+    """r^2 ``p`` D in the dtype of ``a``, from a stacked float64 ``p``."""
+    p = unstack(p * r * r, a.dtype)
+    with large(a.dtype):
+        return p if w is None else p * w[..., None, :]
+
+
+def factor_problem(
+    a: mx.array,
+    w: mx.array | None = None,
+    rtol: mx.array | float | None = None,
+    atol: mx.array | float | None = None,
+    method: str = "auto",
+    b: mx.array | None = None,
+) -> Factorization:
+    """Factor a problem without a penalty by the method, "auto" by the fastest that is verified to be accurate.
+
+    Args:
+        a: ``(..., m, n)``, not empty, in a working dtype.
+        w: Weights ``(..., m)`` in its real dtype, or None.
+        rtol: Relative cutoff, or None.
+        atol: Absolute cutoff, or None.
+        method: Checked.
+        b: A right-hand side that will be solved for, if known: A^H D b is then formed together with A^H D A.
+    """
+    m, n = a.shape[-2:]
+    tall = a if w is not None or m >= n else h(a)
+    w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
+    known = full_rank(tall, rtol, atol, w, b if tall is a else None, method)
+    if known is None:
+        return Truncated(a, w, rtol, atol, method)
+    if method == "auto" and w is None and (value := inverse_by_lu(a)) is not None:
+        return Square(a, value)
+    return FullRank(a, w, known, rtol, atol, method == "auto", b)
