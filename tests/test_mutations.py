@@ -26,17 +26,18 @@ PACKAGE = Path(pinvnn.__file__).parent
 ROOM = "_rules"
 FUNCTIONS = {
     "pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq",
-    "causal_ridge_step": "_causal", "factorize": "_factorize", "LeastSquaresReadout": "nn",
+    "causal_ridge_step": "_causal", "factorize": "_factorize", "LeastSquaresReadout": "nn", "LogisticReadout": "nn",
 }
 
 # These build rules or hand constants on: what they return is no array.
-BUILDERS = {"_eigen"}
+BUILDERS = {"_eigen", "through_numpy", "value"}
 # Terms whose sign no derivative can depend on, by (file, function, term), and why.
 EQUIVALENT = {
     ("spectral", "_eigenvectors", "_EIGEN[twins][1](k, f, f.v)"): "V stands twice in every term",
     ("spectral", "split", "mx.zeros_like(x)"): "zero has no sign",
     ("rows", "inverse_root", "mx.stop_gradient(root)"): "W stands twice in every term",
     **{("causal", rule, "l2"): "its slope does not depend on it" for rule in ("_vjp", "_jvp")},
+    ("logistic", "softmax", "mx.max(v, axis=-1, keepdims=True)"): "a shift of all logits changes nothing",
     ("decayed", "decay_matrix", "mx.zeros_like(first)"): "zero has no sign",
     ("decayed", "prefix", "mx.zeros_like(ends[..., :1, :])"): "zero has no sign",
     ("decayed", "states", "mx.ones_like(faded[..., :1])"): "the decay before the start, of a sum that is zero",
@@ -286,6 +287,47 @@ def readout(method, *args):
     return fn
 
 
+LABELS = np.eye(3)[[0, 1, 2, 0, 1]]
+
+
+def numpy_logistic(a, w, l2):
+    """The minimizer (n, c), the probabilities and the inverse of the Hessian (n, c, n, c)."""
+    n, c = a.shape[1], LABELS.shape[1]
+    t, eye = np.zeros((n, c)), np.eye(c)
+    for _ in range(40):
+        p = np.exp(a @ t)
+        p /= p.sum(axis=1, keepdims=True)
+        s = w[:, None, None] * (p[:, :, None] * eye - p[:, :, None] * p[:, None, :])
+        hessian = np.einsum("ij,icd,ik->jckd", a, s, a).reshape(n * c, n * c) + l2 * np.eye(n * c)
+        inverse = np.linalg.inv(hessian)
+        t = t - (inverse @ (a.T @ (w[:, None] * (p - LABELS)) + l2 * t).ravel()).reshape(n, c)
+    return t, p, s, inverse.reshape(n, c, n, c)
+
+
+def numpy_logistic_objective(a, w, l2):
+    t, p, *_ = numpy_logistic(a, w, l2)
+    return (-w @ np.log(np.sum(p * LABELS, axis=1)) + l2 * np.sum(t * t) / 2) / len(a)
+
+
+def numpy_logistic_left_out(a, w, l2):
+    """Rad and Maleki's step."""
+    t, p, s, inverse = numpy_logistic(a, w, l2)
+    m = np.einsum("ij,jckd,ik->icd", a, inverse, a)
+    step = np.linalg.solve(np.linalg.inv(m) - s, (w[:, None] * (p - LABELS))[..., None])[..., 0]
+    return a @ t + step
+
+
+def logistic(method):
+    """``method(layer, a, labels, w)`` for a readout of three classes whose penalty is differentiable."""
+
+    def fn(p, a, w, l2):
+        layer = p["LogisticReadout"](a.shape[-1], 3, bias=False, l2=1.0, learn_l2=True)
+        layer.log_l2 = mx.log(l2)
+        return method(layer, a, mx.array([0, 1, 2, 0, 1]), w)
+
+    return fn
+
+
 LEFT_OUT = readout(lambda layer, a, b, w: layer.loo_predictions(a, b, w))
 SPREAD = readout(lambda layer, a, b, w: layer.uncertainty(a, b, w).weight_covariance)
 OBJECTIVE = readout(lambda layer, a, b, w: layer.projected_loss(a, b, w))
@@ -327,6 +369,10 @@ PROBLEMS = {
     "left out, feature": (LEFT_OUT, numpy_left_out, "abwf"),
     "spread": (SPREAD, partial(numpy_spread, l2=None), "abw"),
     "spread, penalty": (SPREAD, numpy_spread, "abws"),
+    "logistic": (logistic(lambda layer, *args: layer.solve(*args)[0].T), lambda *args: numpy_logistic(*args)[0], "aws"),
+    "logistic, objective": (logistic(lambda layer, *args: layer.projected_loss(*args)),
+                            numpy_logistic_objective, "aws"),
+    "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args)), numpy_logistic_left_out, "aws"),
     "causal": (causal, numpy_causal, "qabsd"),
     "objective, truncated": (OBJECTIVE, lambda a, b, w: np.sum(numpy_residuals(a, b, w)) / b.size, "abw"),
     "objective": (OBJECTIVE, numpy_objective, "abwl"),
@@ -469,6 +515,7 @@ CHECKS = {
     "residuals": grid(["residuals"], TALL, [*WIDE, mx.complex64]) + grid(["objective"], TALL, WIDE),
     "rows": grid([name for name in PROBLEMS if name.startswith("left out")], TALL, [*WIDE, mx.float32])
     + grid(["spread", "spread, penalty"], TALL, [*WIDE, mx.float32]),
+    "logistic": grid([name for name in PROBLEMS if name.startswith("logistic")], TALL, WIDE),
     "causal": grid(["causal"], TALL, WIDE),
     "decayed": grid(["causal"], TALL, WIDE),
     "envelope": grid([name for name in PROBLEMS if name.startswith("objective")], BOTH, [*WIDE, mx.float32]),

@@ -76,7 +76,7 @@ _softmax = attach(
 # --- H^-1 b -----------------------------------------------------------------------------------------------------------
 
 
-def hessian_solve(a, w, p, l2, b):
+def hessian_solve(a, w, p, l2, b, look=True):
     """``H^-1 b``, ``(..., N, c)``, where H's null space, the common shifts of free features, is left out.
 
     Args:
@@ -85,9 +85,13 @@ def hessian_solve(a, w, p, l2, b):
         p: Probabilities ``(..., m, c)``.
         l2: ``(..., N, 1 or c)``.
         b: ``(..., N, c)``.
+        look: Whether values may be evaluated. A jvp rule must not: what it is given is no tracer any more, so that an
+            evaluation would cut it off from an outer transformation, whose derivative would be 0.
     """
     with on_cpu():
-        return _hessian_solve(a, w, p, l2, b, _value(newton.solve_hessian, a, w, p, l2, b))
+        solve = newton.solve_hessian
+        value = _value(solve, a, w, p, l2, b) if look else solve(newton.Graph(), a, w, p, l2, b)
+        return _hessian_solve(a, w, p, l2, b, value)
 
 
 def _solve_vjp(z, bar, a, w, p, l2, b):
@@ -115,7 +119,7 @@ def _solve_jvp(z, tangents, a, w, p, l2, b):
             rows.append(weight * (dp * v - dp * _row_sums(p * v) - p * _row_sums(dp * v)))
         parts += [-(a.mT @ row) for row in rows]
         parts += [] if dl is None else [-dl * z]
-        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]))
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
 
 
 def _like_penalty(x, l2):
@@ -169,7 +173,7 @@ def _minimizer_jvp(t, tangents, a, w, l2, y):
             parts.append(-(a.mT @ (dw[..., None] * miss)))
         if dl is not None:
             parts.append(-dl * t)
-        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]))
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
 
 
 _minimizer = attach(_minimizer_vjp, _minimizer_jvp, 2, 1, 2, 2, 2)

@@ -76,7 +76,7 @@ def squares_and_degrees(
         return outside + mx.sum(c * c * g, axis=0), free
 
 
-_with_values = [attach_like(lambda x: x, 1, (core, core)) for core in range(3)]
+_with_values = [attach_like(lambda x: x, 1, core, core) for core in range(3)]
 
 
 def with_value(x: mx.array, value: mx.array, core: int) -> mx.array:
