@@ -10,6 +10,7 @@ require_backend()  # Before anything imports MLX: a missing backend is then expl
 from ._causal import causal_ridge, causal_ridge_step
 from ._diagnose import diagnose, matrix_rank
 from ._lstsq import lstsq
+from ._nnls import lsq_linear, nnls
 from ._penrose import penrose_residuals
 from ._pinv import pinv
 from ._ridge import ridge
@@ -33,8 +34,10 @@ __all__ = [
     "causal_ridge",
     "causal_ridge_step",
     "diagnose",
+    "lsq_linear",
     "lstsq",
     "matrix_rank",
+    "nnls",
     "null_space",
     "orth",
     "penrose_residuals",
