@@ -11,6 +11,7 @@ from ._causal import causal_ridge, causal_ridge_step
 from ._diagnose import diagnose, matrix_rank
 from ._factorize import Factorization, factorize
 from ._lstsq import lstsq
+from ._nnls import lsq_linear, nnls
 from ._penrose import penrose_residuals
 from ._pinv import pinv
 from ._ridge import ridge
@@ -36,8 +37,10 @@ __all__ = [
     "causal_ridge_step",
     "diagnose",
     "factorize",
+    "lsq_linear",
     "lstsq",
     "matrix_rank",
+    "nnls",
     "null_space",
     "orth",
     "penrose_residuals",

@@ -14,6 +14,8 @@ ArrayLike: TypeAlias = Union[mx.array, "np.ndarray[Any, Any]", Sequence[Any], bo
 Tolerance: TypeAlias = ArrayLike | None
 #: A penalty that broadcasts against the solution (n, k): a number, (k,) per target, (n, 1) per feature, (n, k).
 Penalty: TypeAlias = ArrayLike
+#: (lower, upper): each a number, None for no bound, or an array that broadcasts against the solution.
+Bounds: TypeAlias = tuple[ArrayLike | None, ArrayLike | None]
 #: Where the large products run: None for the default device.
 Stream: TypeAlias = mx.Stream | mx.Device | None
 #: Routes of :func:`pinvnn.pinv` and :func:`pinvnn.lstsq`.

@@ -4,6 +4,7 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 """
 
 from . import newton as newton
+from .active_set import bounded_free_set as bounded_free_set
 from .full_rank import full_rank as full_rank
 from .rank import cutoff as cutoff
 from .rank import default_rtol as default_rtol

@@ -85,7 +85,7 @@ def tolerance(name: str, label: str, t: Tolerance, batch: tuple[int, ...] | None
     t = array(name, label, t)
     if t.dtype == mx.complex64:
         fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
-    if batch is not None and not _broadcasts_to(t.shape, batch):
+    if batch is not None and not broadcasts_to(t.shape, batch):
         fail(name, f"{label} must be a number or an array over the batch {batch}", f"shape {t.shape}", "Reshape it.")
     return t
 
@@ -116,7 +116,7 @@ def penalty(name: str, l2: Penalty, n: int, k: int, vector: bool) -> mx.array | 
     if l2.dtype == mx.complex64:
         fail(name, "l2 must be real", "complex64", "Pass its real part.", TypeError)
     core = (n,) if vector else (n, k)
-    if not _broadcasts_to(l2.shape[-len(core) :], core):
+    if not broadcasts_to(l2.shape[-len(core) :], core):
         fail(name, f"l2 must broadcast against the solution {core}", f"shape {l2.shape}", "Pass a scalar or (n, 1).")
     return l2
 
@@ -158,7 +158,8 @@ def row_weights(name: str, a: mx.array, weights: mx.array) -> None:
         fail(name, f"weights must have one entry for each of the {m} rows", f"shape {weights.shape}", "Reshape them.")
 
 
-def _broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of ``shape`` broadcasts to ``target``."""
     try:
         return mx.broadcast_shapes(shape, target) == tuple(target)
     except ValueError:

@@ -11,6 +11,8 @@ import numpy as np
 # The limit of D counts if it is that many times its estimated error: 0.6 times where f is smooth, 1 or 2 for noise, 7
 # for a jump, 11 for sqrt(abs(x)), and the more for a kink the smaller the step.
 SIGNIFICANT = 4.0
+# It must also exceed what that many roundings of f make of D: a function that is constant but for rounding has no kink.
+ROUNDING = 50.0
 
 
 def disagreement(ahead: np.ndarray, behind: np.ndarray, origin: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -32,7 +34,9 @@ def disagreement(ahead: np.ndarray, behind: np.ndarray, origin: np.ndarray, step
         r = (steps[:-2] / steps[2:])[:, None]
         limit = (r * linear[1:] - linear[:-1]) / (r - 1)
         error = np.abs(limit - linear[1:])
-        return np.where(np.abs(limit) > SIGNIFICANT * error, np.abs(limit), 0.0)
+        size = np.max(np.abs([ahead, behind, np.broadcast_to(origin, ahead.shape)]), axis=(0, 1))
+        rounding = ROUNDING * np.finfo(np.float64).eps * size / steps[2:, None]
+        return np.where(np.abs(limit) > np.maximum(SIGNIFICANT * error, rounding), np.abs(limit), 0.0)
 
 
 def flat_beside_a_kink(ahead: np.ndarray, behind: np.ndarray, origin: np.ndarray) -> np.ndarray:

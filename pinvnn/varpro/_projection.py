@@ -21,8 +21,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._factor import cutoff, keep
-from ._bounded import bounded_free_set
+from .._factor import bounded_free_set, cutoff, keep
 
 TINY = {mx.float32: float(np.finfo(np.float32).tiny), mx.float64: float(np.finfo(float).tiny)}
 """Smallest normal numbers."""

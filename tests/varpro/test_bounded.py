@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, lsq_linear, nnls
 
+from pinvnn._factor import bounded_free_set
 from pinvnn.varpro import exp, varpro
-from pinvnn.varpro._bounded import bounded_free_set
 from pinvnn.varpro._projection import differentiate, project
 from tests.support.cases import float64
 from tests.support.nist_nonlinear import NAMED, fit, full_problem_within

@@ -1,13 +1,14 @@
-"""Least squares within bounds for a few columns, on the host."""
+"""Least squares within bounds for a few columns, on the host: one problem at a time, of any rank."""
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-EPS = float(np.finfo(float).eps)
+if TYPE_CHECKING:
+    import numpy as np  # at run time in the functions, since it takes longer to import than all of MLX
 
 
 def bounded_free_set(
-    r: np.ndarray, q: np.ndarray, lower: np.ndarray, upper: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    r: "np.ndarray", q: "np.ndarray", lower: "np.ndarray", upper: "np.ndarray"
+) -> "tuple[np.ndarray, np.ndarray]":
     """Which variables are free where ``||R c - q||`` is least for ``lower <= c <= upper``, and the minimizer.
 
     The active-set method of Stark and Parker (BVLS, Comput. Stat. 10, 1995), started from the unconstrained solution
@@ -24,15 +25,18 @@ def bounded_free_set(
     Returns:
         Mask (n,) of the free variables, and c (n,), in which the others are exactly on their bounds.
     """
+    import numpy as np
+
+    eps = float(np.finfo(float).eps)
     held = lower == upper
-    c = np.clip(shortest(r, q), lower, upper)
+    c = np.clip(_shortest(r, q), lower, upper)
     free = (c > lower) & (c < upper)
     size = np.linalg.norm(r, axis=0) * float(np.linalg.norm(q))
     released = None
     for _ in range(10 * len(c) + 10):
         while free.any():
             target = c.copy()
-            target[free] = shortest(r[:, free], q - r[:, ~free] @ c[~free])
+            target[free] = _shortest(r[:, free], q - r[:, ~free] @ c[~free])
             if released is not None and free[released]:
                 # Rounding may send a variable that was just released straight out of the box again.
                 back = (
@@ -59,7 +63,7 @@ def bounded_free_set(
             free &= ~hit
         gradient = r.T @ (r @ c - q)
         inward = np.where(c <= lower, -gradient, np.where(c >= upper, gradient, 0.0))
-        inward = np.where(free | held, 0.0, inward - 100 * EPS * size)
+        inward = np.where(free | held, 0.0, inward - 100 * eps * size)
         released = int(np.argmax(inward))
         if not inward[released] > 0:
             break
@@ -67,6 +71,8 @@ def bounded_free_set(
     return free, c
 
 
-def shortest(r: np.ndarray, q: np.ndarray) -> np.ndarray:
+def _shortest(r: "np.ndarray", q: "np.ndarray") -> "np.ndarray":
     """The shortest least-squares solution."""
+    import numpy as np
+
     return np.linalg.lstsq(r, q, rcond=None)[0]

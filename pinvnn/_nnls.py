@@ -1,0 +1,161 @@
+"""Least squares with non-negative or bounded solutions."""
+
+import math
+from numbers import Real
+
+import mlx.core as mx
+
+from ._factor.bounded_values import bounded_solution
+from ._factor.ridge_inverse import penalty_matrix
+from ._mlx import checks, dtypes
+from ._mlx.place import astype, large, on_cpu
+from ._rules.bounded import attach_bounded
+from ._types import ArrayLike, Bounds, Penalty
+
+
+def nnls(a: ArrayLike, b: ArrayLike, *, l2: Penalty = 0.0, weights: ArrayLike | None = None) -> mx.array:
+    r"""Non-negative least squares of any batch and several targets, differentiable at every order.
+
+    .. math::
+        x = \arg\min_{x \ge 0} \sum_i w_i\,|b_i - a_i x|^2 + \sum_j l_j x_j^2
+
+    :func:`lsq_linear` with the bounds ``(0, None)``; what is said there holds here.
+
+    Args:
+        a: ``(..., m, n)``: float32, float64, float16 or bfloat16 (integers become float32).
+        b: ``(m,)`` or ``(..., m, k)``: only a 1-D ``b`` is a vector. Batch dimensions of ``a`` and ``b`` broadcast.
+        l2: Non-negative penalty that broadcasts against the solution, as in :func:`ridge`.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice.
+
+    Returns:
+        ``(..., n, k)``, or ``(n,)`` for a vector ``b``.
+
+    Raises:
+        ValueError: If shapes do not match or ``l2`` is a negative number.
+        TypeError: If an argument is complex or not array-like.
+
+    References:
+        C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, 1974, chapter 23.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import pinvnn
+        >>> a = mx.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> pinvnn.nnls(a, mx.array([5.0, 3.0, 1.0]))  # the slope would be -2
+        array([3, 0], dtype=float32)
+    """
+    return _solve("nnls", a, b, (0.0, None), l2, weights)
+
+
+def lsq_linear(
+    a: ArrayLike, b: ArrayLike, bounds: Bounds, *, l2: Penalty = 0.0, weights: ArrayLike | None = None
+) -> mx.array:
+    r"""Least squares with bounds on the solution, of any batch and several targets, differentiable at every order.
+
+    .. math::
+        x = \arg\min_{lower \le x \le upper} \sum_i w_i\,|b_i - a_i x|^2 + \sum_j l_j x_j^2
+
+    The derivative is that of the variables strictly within their bounds; the others stay where they are, or move with
+    their bound. A variable on its bound stays there also where the minimizer without that bound would be the same (its
+    multiplier is 0): there the solution has a kink, and this is the derivative on the side on which it stays.
+
+    Values are computed in float64, by block principal pivoting for all problems of the batch at once; a problem that
+    this does not solve (``a`` is rank deficient, say) by an active-set method. Inside ``mx.compile`` and ``mx.vmap``,
+    and with a GPU as default device, no value can be looked at: 24 rounds of pivoting are made, and a problem that
+    then does not meet the conditions of Karush, Kuhn and Tucker is NaN.
+
+    Args:
+        a: ``(..., m, n)``: float32, float64, float16 or bfloat16 (integers become float32).
+        b: ``(m,)`` or ``(..., m, k)``: only a 1-D ``b`` is a vector. Batch dimensions of ``a`` and ``b`` broadcast.
+        bounds: ``(lower, upper)``, each a number, None for no bound, or an array that broadcasts against the solution:
+            ``(k,)`` per target, ``(n, 1)`` per variable, ``(n, k)`` (for a vector ``b``: ``(n,)``). Infinite bounds are
+            none; equal bounds hold a variable. Arrays are differentiable.
+        l2: Non-negative penalty that broadcasts against the solution, as in :func:`ridge`.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice.
+
+    Returns:
+        ``(..., n, k)``, or ``(n,)`` for a vector ``b``. Where several solutions are best (``a`` without full column
+        rank and no penalty), one of them, not always the shortest; the derivative is then NaN unless the columns of the
+        free variables are independent. Without rows, the value within the bounds that is nearest to 0. A problem is NaN
+        if its matrix or its target has NaN or Inf, a weight or penalty is negative, or a lower bound in an array
+        exceeds the upper.
+
+    Raises:
+        ValueError: If shapes do not match, numbers as bounds leave no room, or ``l2`` is a negative number.
+        TypeError: If an argument is complex or not array-like, or ``bounds`` is no pair.
+
+    References:
+        L. F. Portugal, J. J. Judice and L. N. Vicente, Math. Comp. 63 (1994), 625-643, doi
+        10.1090/S0025-5718-1994-1250776-4; P. B. Stark and R. L. Parker, Comput. Stat. 10 (1995), 129-141. The
+        derivative: docs/math.md.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import pinvnn
+        >>> a = mx.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> pinvnn.lsq_linear(a, mx.array([1.0, 3.0, 5.0]), (None, 1.5))
+        array([1.5, 1.5], dtype=float32)
+    """
+    return _solve("lsq_linear", a, b, bounds, l2, weights)
+
+
+def _solve(name, a, b, bounds, l2, weights) -> mx.array:
+    a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
+    for label, x in (("a", a), ("b", b)):
+        checks.real_array(name, label, x, x.dtype)
+    out, work = dtypes.result(a, b), dtypes.working(a, b)
+    if weights is not None:
+        weights = checks.real_array(name, "weights", weights, work)
+    checks.rows(name, a, b, weights)
+    vector = b.ndim == 1
+    n, k = a.shape[-1], 1 if vector else b.shape[-1]
+    l2 = penalty_matrix(checks.penalty(name, l2, n, k, vector), vector)
+    lower, upper, plain = _bounds(name, bounds, n, k, vector)
+    whole = checks.batch_shape(
+        name,
+        *(("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])),
+        *(("lower", lower.shape[:-2]), ("upper", upper.shape[:-2])),
+        ("weights", () if weights is None else weights.shape[:-1]),
+    )
+    a, b = astype(a, work), astype(b, work)
+    b = b[:, None] if vector else b
+    if a.size == 0 or b.size == 0 or 0 in whole:
+        with on_cpu():
+            zero = mx.zeros((*whole, n, k), mx.float64)
+            x = mx.minimum(mx.maximum(zero, lower), upper).astype(work)
+    else:
+        with large(work):
+            w = mx.ones((1,), work) if weights is None else weights
+        x, state = bounded_solution(a, b, weights, l2, lower, upper)
+        x = attach_bounded(a, b, w, l2, lower, upper, x, state, plain)
+    x = astype(x, out)
+    return x.squeeze(-1) if vector else x
+
+
+def _bounds(name, bounds, n, k, vector) -> tuple[mx.array, mx.array, bool]:
+    """Both as float64 ``(..., 1 or n, 1 or k)``, and whether they are numbers among 0 and infinity."""
+    try:
+        lower, upper = bounds
+    except (TypeError, ValueError):
+        checks.fail(name, "bounds must be a pair (lower, upper)", f"{bounds!r:.40}", "Pass (0, None).", TypeError)
+    ends = [-math.inf if lower is None else lower, math.inf if upper is None else upper]
+    plain = all(isinstance(x, Real) and float(x) in (0.0, math.inf, -math.inf) for x in ends)
+    lower, upper = (_bound(name, label, x, n, k, vector) for label, x in zip(("lower", "upper"), ends, strict=True))
+    if isinstance(lower, float) and isinstance(upper, float):
+        if not lower <= upper:
+            checks.fail(name, "lower must not exceed upper", f"{lower} and {upper}", "Exchange the bounds.")
+        if lower == math.inf or upper == -math.inf:
+            checks.fail(name, "some finite number must be within the bounds", f"{lower} and {upper}", "Use None.")
+    return penalty_matrix(lower, vector), penalty_matrix(upper, vector), plain
+
+
+def _bound(name, label, x, n, k, vector) -> mx.array | float:
+    if isinstance(x, Real):
+        return float(x)
+    x, core = checks.array(name, label, x), (n,) if vector else (n, k)
+    if x.dtype == mx.complex64:
+        checks.fail(name, f"{label} must be real", "complex64", "Pass its real part.", TypeError)
+    if not checks.broadcasts_to(x.shape[-len(core) :], core):
+        fitting = "Pass a number, (n, 1) per variable or (k,) per target."
+        checks.fail(name, f"{label} must broadcast against the solution {core}", f"shape {x.shape}", fitting)
+    return x

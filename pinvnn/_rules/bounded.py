@@ -1,0 +1,79 @@
+"""Derivatives of least squares within bounds: the normal equations of the free variables, at every order.
+
+With F the free variables of a target, beta the values of the held ones (0 elsewhere) and R_F the inverse of the rows
+and columns F of A^T D A + L, zero elsewhere,
+
+    x = beta + R_F A^T D (b - A beta) - R_F L beta.
+
+F is constant for differentiation. Then R_F moves as the whole inverse does, dR_F = -R_F d(A^T D A + L) R_F, and the
+rules of ridge regression hold as they are: x - beta is the ridge solution for b - A beta with R_F in place of R.
+"""
+
+import mlx.core as mx
+
+from .._factor.bounded_values import free_inverse
+from .._factor.ridge_values import scales
+from .._mlx.attach import attach_like
+from .._mlx.place import astype, on_cpu
+from .products import residual
+from .ridge import attach_ridge, normal
+
+
+def attach_bounded(
+    a: mx.array,
+    b: mx.array,
+    w: mx.array,
+    l2: mx.array,
+    lower: mx.array,
+    upper: mx.array,
+    x: mx.array,
+    state: mx.array,
+    plain: bool,
+) -> mx.array:
+    """The minimizer with its derivatives in all arguments but the last three, in the dtype of ``a``.
+
+    Args:
+        a: ``(..., m, n)``.
+        b: ``(..., m, k)``.
+        w: ``(..., 1 or m)``.
+        l2: ``(..., 1 or n, 1 or k)``, float64.
+        lower: ``(..., 1 or n, 1 or k)``, float64.
+        upper: Likewise.
+        x: The minimizer ``(..., n, k)``, float64.
+        state: -1 where a variable is on its lower bound, 0 where it is free, 1 on the upper one.
+        plain: Whether all bounds are 0 or infinite, and constants: then beta is 0.
+    """
+    with on_cpu():
+        x = mx.stop_gradient(x)
+        value, state = astype(x, a.dtype), state.astype(mx.float64)
+        if plain:
+            return _from_zero(a, b, w, l2, state, x, value)
+        return _from_bounds(a, b, w, l2, lower, upper, state, x, value)
+
+
+# The inverse is needed, and computed, for derivatives only.
+
+
+def _free(state):
+    return mx.where(state == 0, mx.ones_like(state), mx.zeros_like(state))
+
+
+def _ridge_of_free(a, b, w, l2, state, x):
+    with on_cpu():
+        return attach_ridge(a, b, w, l2, free_inverse(a, w, l2, _free(state)), x)
+
+
+def _moved_by_bounds(a, b, w, l2, lower, upper, state, x):
+    with on_cpu():
+        low, high, zero = (mx.broadcast_to(v, x.shape) for v in (lower, upper, mx.array(0.0, mx.float64)))
+        beta = mx.where(state < 0, low, mx.where(state > 0, high, zero))
+        inverse = free_inverse(a, w, l2, _free(state))
+        r = scales(inverse)
+        pulled = normal(a, w, l2, l2 * beta, inverse) * (r * r)
+        ridge = x + mx.stop_gradient(pulled) - mx.stop_gradient(beta)
+        part = attach_ridge(a, residual(b, a, beta, mx.ones((1, 1), mx.float64)), w, l2, inverse, ridge)
+        return (part.astype(mx.float64) + beta - pulled).astype(a.dtype)
+
+
+_from_zero = attach_like(_ridge_of_free, 4, (2, 2, 1, 2, 2, 2, 2))
+_from_bounds = attach_like(_moved_by_bounds, 6, (2, 2, 1, 2, 2, 2, 2, 2, 2))

@@ -1,0 +1,253 @@
+"""Bounded and non-negative least squares: SciPy's minimizers, their derivatives, graphs, and input that is bad."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import scipy.optimize
+
+from pinvnn import lsq_linear, nnls, ridge
+from pinvnn._factor import bounded_values
+from pinvnn.testing import adjoint_check, gradcheck
+from tests.support.cases import array, float64, numpy
+
+F64, F32 = mx.float64, mx.float32
+SHAPES = {"tall": (12, 5), "square": (6, 6), "wide": (4, 7)}
+# Of SciPy's residual; and of |A| |x| + |b|, for a residual of rounding noise.
+ABOVE = {F64: (1e-9, 1e-14), F32: (2e-5, 1e-6)}
+BOUNDS = {"non-negative": (0.0, math.inf), "box": (-0.125, 0.25), "above": (-math.inf, 0.0625), "none": (None, None)}
+
+
+def problem(shape, dtype=F64, seed=0, batch=(), decades=4):
+    """Columns of lengths over four decades."""
+    rng = np.random.default_rng(seed)
+    m, n = SHAPES[shape]
+    a = rng.standard_normal((*batch, m, n)) * 10 ** np.linspace(-decades / 2, decades / 2, n)
+    return array(a, dtype), array(rng.standard_normal((*batch, m, 2)), dtype)
+
+
+def check(a, b, x, lower, upper, dtype):
+    """x (n,) is feasible, no worse than SciPy's, and meets the conditions of Karush, Kuhn and Tucker."""
+    lower, upper = (np.broadcast_to(np.array(v, float), x.shape) for v in (lower, upper))
+    assert ((x >= lower) & (x <= upper)).all()
+    theirs = scipy.optimize.lsq_linear(a, b, (lower, upper), method="bvls", tol=1e-14).x
+    size = np.linalg.norm(a, axis=0) @ np.abs(x) + np.linalg.norm(b)
+    relative, absolute = ABOVE[dtype]
+    rest = b - a @ x
+    assert np.linalg.norm(rest) <= np.linalg.norm(b - a @ theirs) * (1 + relative) + absolute * size
+    slope = -(a / np.linalg.norm(a, axis=0)).T @ rest
+    noise = (1e-11 if dtype == F64 else 3e-6) * size
+    assert (slope[x > lower] <= noise).all() and (slope[x < upper] >= -noise).all()
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_minimizer_is_scipy_s(shape, bounds, dtype):
+    a, b = problem(shape, dtype, batch=(2,))
+    lower, upper = BOUNDS[bounds]
+    x = numpy(lsq_linear(a, b, (lower, upper)))
+    ends = -math.inf if lower is None else lower, math.inf if upper is None else upper
+    for i in range(2):
+        for t in range(2):
+            check(numpy(a)[i], numpy(b)[i, :, t], x[i, :, t], *ends, dtype)
+
+
+def test_non_negative_is_scipy_s_nnls():
+    a, b = problem("tall", batch=(3,))
+    x = numpy(nnls(a, b))
+    theirs = [[scipy.optimize.nnls(numpy(a)[i], numpy(b)[i, :, t])[0] for t in range(2)] for i in range(3)]
+    np.testing.assert_allclose(x, np.moveaxis(theirs, 1, 2), rtol=1e-11)
+    assert (x == 0).any()
+
+
+def test_weights_penalties_and_bounds_by_entry():
+    a, b = problem("tall", decades=0)
+    w, l2 = float64(np.linspace(0, 2, 12)), float64(np.linspace(0.1, 3, 10).reshape(5, 2))
+    lower, upper = float64([[-0.1], [0], [-math.inf], [0.05], [0.08]]), float64([0.1, math.inf])
+    x = numpy(lsq_linear(a, b, (lower, upper), l2=l2, weights=w))
+    root = np.sqrt(numpy(w))[:, None]
+    for t in range(2):
+        rows = np.concatenate([root * numpy(a), np.diag(np.sqrt(numpy(l2)[:, t]))])
+        rhs = np.concatenate([root[:, 0] * numpy(b)[:, t], np.zeros(5)])
+        check(rows, rhs, x[:, t], numpy(lower)[:, 0], numpy(upper)[t], F64)
+
+
+def test_bounds_that_do_not_bind_give_ridge_and_equal_ones_hold():
+    a, b = problem("tall", decades=0)
+    np.testing.assert_allclose(numpy(lsq_linear(a, b, (-100, 100), l2=0.5)), numpy(ridge(a, b, 0.5)), rtol=1e-12)
+    assert (numpy(lsq_linear(a, b, (0.25, 0.25))) == 0.25).all()
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_comes_back_as_it_went_in(dtype):
+    a, b = problem("tall", F32, decades=0)
+    a, b = a.astype(dtype), b.astype(dtype)
+    x = nnls(a, b)
+    assert x.dtype == dtype
+    np.testing.assert_allclose(numpy(x), numpy(nnls(a.astype(F32), b.astype(F32))), rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_pivoting_does_not_solve_is_solved_one_variable_at_a_time(shape, monkeypatch):
+    a, b = problem(shape, batch=(2,))
+    x = numpy(nnls(a, b))
+    real = bounded_values._pivot
+    monkeypatch.setattr(bounded_values, "_pivot", lambda p: (*real(p)[:2], np.zeros(len(p.q), bool)))
+    again = numpy(nnls(a, b))
+    for i in range(2):
+        check(numpy(a)[i], numpy(b)[i, :, 0], again[i, :, 0], 0.0, math.inf, F64)
+    if shape != "wide":
+        np.testing.assert_allclose(again, x, rtol=1e-11)
+
+
+def test_a_rank_deficient_matrix_gives_a_minimizer_and_no_derivative_that_would_be_arbitrary():
+    a, b = problem("tall", decades=0)
+    a = mx.concatenate([a, a[:, :1]], axis=1)
+    b = b + 3 * a[:, :1]
+    x = numpy(nnls(a, b))
+    check(numpy(a), numpy(b)[:, 0], x[:, 0], 0.0, math.inf, F64)
+    assert np.isfinite(x).all()
+    gradient = numpy(mx.grad(lambda b: mx.sum(nnls(a, b)))(b))
+    free = (x[[0, 5]] > 0).all(axis=0)
+    assert np.isnan(gradient[:, free]).all() and np.isfinite(gradient[:, ~free]).all()
+
+
+# --- Derivatives ------------------------------------------------------------------------------------------------------
+
+
+def arguments(dtype=F64):
+    a, b = problem("tall", dtype, batch=(2,), decades=0)
+    rng = np.random.default_rng(1)
+    w, l2 = rng.uniform(0.5, 2, 12), rng.uniform(0.1, 1, (5, 2))
+    lower, upper = rng.uniform(-0.2, 0, (5, 1)), rng.uniform(0.1, 0.3, 2)
+    return [a, b, *(array(v, dtype) for v in (w, l2, lower, upper))]
+
+
+def non_negative(a, b, w, l2):
+    return nnls(a, b, l2=l2, weights=w)
+
+
+def bounded(a, b, w, l2, lower, upper):
+    return lsq_linear(a, b, (lower, upper), l2=l2, weights=w)
+
+
+FUNCTIONS = {"nnls": (non_negative, 4), "lsq_linear": (bounded, 6)}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients(name, order):
+    fn, count = FUNCTIONS[name]
+    gradcheck(fn, *arguments()[:count], order=order)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_adjoint_identity_in_float32(name):
+    fn, count = FUNCTIONS[name]
+    adjoint_check(fn, *arguments(F32)[:count])
+
+
+def test_the_gradient_is_that_of_differences_of_scipy_s_solutions():
+    a, b = (v[0] if v.ndim == 3 else v for v in arguments()[:2])
+    b, h = b[:, 0], 1e-6
+    bar = np.arange(1.0, 6)
+    found = [numpy(g) for g in mx.grad(lambda a, b: mx.sum(nnls(a, b) * float64(bar)), argnums=(0, 1))(a, b)]
+    a, b = numpy(a), numpy(b)
+    for i, x in enumerate((a, b)):
+        for at in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[at] = h
+            moved = [[v + s * step if j == i else v for j, v in enumerate((a, b))] for s in (1, -1)]
+            ends = [scipy.optimize.nnls(*pair)[0] for pair in moved]
+            np.testing.assert_allclose(found[i][at], bar @ (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_on_a_kink_the_variable_stays_on_its_bound():
+    """Minimizer (1, 0) with a multiplier of 0: b_2 > 0 would free the second variable, b_2 < 0 not."""
+    a, b = mx.eye(2, dtype=F64), float64([1.0, 0.0])
+    np.testing.assert_array_equal(numpy(mx.grad(lambda b: mx.sum(nnls(a, b)))(b)), [1, 0])
+
+
+# --- Graphs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_compile_and_vmap_give_the_same(shape):
+    a, b = problem(shape, batch=(3,), decades=1)
+    eager, l2 = numpy(nnls(a, b, l2=1e-3)), 1e-3
+    for fn in (mx.compile(lambda a, b: nnls(a, b, l2=l2)), mx.vmap(lambda a, b: nnls(a, b, l2=l2))):
+        np.testing.assert_allclose(numpy(fn(a, b)), eager, rtol=1e-9, atol=1e-13)
+
+
+def test_vmap_of_the_gradient(monkeypatch):
+    monkeypatch.setattr(bounded_values, "_ROUNDS_IN_GRAPH", 6)  # They are built twice.
+    a, b = problem("tall", batch=(3,), decades=0)
+    slope = mx.grad(lambda a, b: mx.sum(mx.square(nnls(a, b))), argnums=(0, 1))
+    for found, right in zip(mx.vmap(slope)(a, b), slope(a, b), strict=True):
+        np.testing.assert_allclose(numpy(found), numpy(right), rtol=1e-9, atol=1e-12)
+
+
+def test_a_graph_gives_nan_where_the_conditions_are_not_met(monkeypatch):
+    a, b = problem("tall", batch=(4,))
+    right = numpy(nnls(a, b))
+    monkeypatch.setattr(bounded_values, "_ROUNDS_IN_GRAPH", 1)
+    x = numpy(mx.compile(nnls)(a, b))
+    wrong = np.isnan(x).any(axis=1)
+    assert wrong.any() and not wrong.all()
+    np.testing.assert_allclose(np.moveaxis(x, 1, 2)[~wrong], np.moveaxis(right, 1, 2)[~wrong], rtol=1e-9)
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapper", [lambda f: f, mx.compile], ids=["eager", "compiled"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_stays_in_its_own_matrix(wrapper, bad):
+    a, b = problem("tall", batch=(2,))
+    right, a = numpy(nnls(a, b)), numpy(a)
+    a[1, 3, 2] = bad
+    x = numpy(wrapper(nnls)(float64(a), b))
+    assert np.isnan(x[1]).all()
+    np.testing.assert_allclose(x[0], right[0], rtol=1e-11)
+
+
+def test_values_in_arrays_that_make_no_sense_are_nan():
+    a, b = problem("tall")
+    assert np.isnan(numpy(nnls(a, b, weights=float64([-1.0, *[1.0] * 11])))).all()
+    assert np.isnan(numpy(nnls(a, b, l2=float64([[-1.0], *[[1.0]] * 4])))).all()
+    x = numpy(lsq_linear(a, b, (float64([0.0, 2.0]), 1.0)))
+    assert np.isfinite(x[:, 0]).all() and np.isnan(x[:, 1]).all()
+    assert np.isnan(numpy(lsq_linear(a, b, (0.0, float64([math.nan]))))).all()
+
+
+def test_empty():
+    assert nnls(mx.zeros((0, 3)), mx.zeros((0, 2))).tolist() == [[0, 0]] * 3
+    assert lsq_linear(mx.zeros((0, 2)), mx.zeros((0,)), (1, 2)).tolist() == [1, 1]
+    assert nnls(mx.zeros((4, 0)), mx.zeros((4,))).shape == (0,)
+    assert nnls(mx.zeros((0, 4, 3)), mx.zeros((4, 2))).shape == (0, 3, 2)
+    assert nnls(mx.zeros((4, 3)), mx.zeros((4, 0))).shape == (3, 0)
+
+
+A, B = mx.ones((4, 3)), mx.ones((4, 2))
+ERRORS = {
+    "order": (lambda: lsq_linear(A, B, (1, 0)), ValueError, "lower must not exceed upper, but got 1.0 and 0.0"),
+    "nan": (lambda: lsq_linear(A, B, (math.nan, 0)), ValueError, "lower must not exceed upper"),
+    "room": (lambda: lsq_linear(A, B, (math.inf, None)), ValueError, "some finite number must be within the bounds"),
+    "pair": (lambda: lsq_linear(A, B, 0), TypeError, r"bounds must be a pair \(lower, upper\), but got 0"),
+    "shape": (lambda: lsq_linear(A, B, (mx.zeros(3), None)), ValueError, "lower must broadcast against the solution"),
+    "complex bound": (lambda: lsq_linear(A, B, (None, mx.zeros(2) * 1j)), TypeError, "upper must be real"),
+    "complex": (lambda: nnls(A * 1j, B), TypeError, "a must be real, but got complex64"),
+    "rows": (lambda: nnls(A, B[:3]), ValueError, "the same number of rows, but got 4 and 3"),
+    "l2": (lambda: nnls(A, B, l2=-1), ValueError, "l2 must be non-negative"),
+    "weights": (lambda: nnls(A, B, weights=mx.ones(3)), ValueError, "one entry for each of the 4 rows"),
+    "batch": (lambda: nnls(mx.ones((2, 4, 3)), mx.ones((3, 4, 2))), ValueError, "batch dimensions must broadcast"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    call, error, match = ERRORS[case]
+    with pytest.raises(error, match=match):
+        call()
