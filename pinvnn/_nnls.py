@@ -8,7 +8,7 @@ import mlx.core as mx
 from ._factor.bounded_values import bounded_solution
 from ._factor.ridge_inverse import penalty_matrix
 from ._mlx import checks, dtypes
-from ._mlx.place import astype, large, on_cpu
+from ._mlx.place import astype, on_cpu
 from ._rules.bounded import attach_bounded
 from ._types import ArrayLike, Bounds, Penalty
 
@@ -124,10 +124,8 @@ def _solve(name, a, b, bounds, l2, weights) -> mx.array:
             zero = mx.zeros((*whole, n, k), mx.float64)
             x = mx.minimum(mx.maximum(zero, lower), upper).astype(work)
     else:
-        with large(work):
-            w = mx.ones((1,), work) if weights is None else weights
         x, state = bounded_solution(a, b, weights, l2, lower, upper)
-        x = attach_bounded(a, b, w, l2, lower, upper, x, state, plain)
+        x = attach_bounded(a, b, weights, l2, lower, upper, x, state, plain)
     x = astype(x, out)
     return x.squeeze(-1) if vector else x
 

@@ -12,17 +12,17 @@ rules of ridge regression hold as they are: x - beta is the ridge solution for b
 import mlx.core as mx
 
 from .._factor.bounded_values import free_inverse
-from .._factor.ridge_values import scales
 from .._mlx.attach import attach_like
 from .._mlx.place import astype, on_cpu
-from .products import residual
-from .ridge import attach_ridge, normal
+from .products import gram_handle, residual
+from .ridge import penalized_inverse
+from .solve import attach_solve
 
 
 def attach_bounded(
     a: mx.array,
     b: mx.array,
-    w: mx.array,
+    w: mx.array | None,
     l2: mx.array,
     lower: mx.array,
     upper: mx.array,
@@ -35,7 +35,7 @@ def attach_bounded(
     Args:
         a: ``(..., m, n)``.
         b: ``(..., m, k)``.
-        w: ``(..., 1 or m)``.
+        w: ``(..., m)`` or None.
         l2: ``(..., 1 or n, 1 or k)``, float64.
         lower: ``(..., 1 or n, 1 or k)``, float64.
         upper: Likewise.
@@ -60,7 +60,7 @@ def _free(state):
 
 def _ridge_of_free(a, b, w, l2, state, x):
     with on_cpu():
-        return attach_ridge(a, b, w, l2, free_inverse(a, w, l2, _free(state)), x)
+        return attach_solve(a, b, w, l2, free_inverse(a, w, l2, _free(state)), x).astype(a.dtype)
 
 
 def _moved_by_bounds(a, b, w, l2, lower, upper, state, x):
@@ -68,12 +68,12 @@ def _moved_by_bounds(a, b, w, l2, lower, upper, state, x):
         low, high, zero = (mx.broadcast_to(v, x.shape) for v in (lower, upper, mx.array(0.0, mx.float64)))
         beta = mx.where(state < 0, low, mx.where(state > 0, high, zero))
         inverse = free_inverse(a, w, l2, _free(state))
-        r = scales(inverse)
-        pulled = normal(a, w, l2, l2 * beta, inverse) * (r * r)
+        r = inverse.scale
+        pulled = penalized_inverse(gram_handle(a, w, inverse), l2, l2 * beta, inverse) * (r * r)
         ridge = x + mx.stop_gradient(pulled) - mx.stop_gradient(beta)
-        part = attach_ridge(a, residual(b, a, beta, mx.ones((1, 1), mx.float64)), w, l2, inverse, ridge)
-        return (part.astype(mx.float64) + beta - pulled).astype(a.dtype)
+        part = attach_solve(a, residual(b, a, beta, mx.ones((1, 1), mx.float64)), w, l2, inverse, ridge)
+        return (part + beta - pulled).astype(a.dtype)
 
 
-_from_zero = attach_like(_ridge_of_free, 4, (2, 2, 1, 2, 2, 2, 2))
-_from_bounds = attach_like(_moved_by_bounds, 6, (2, 2, 1, 2, 2, 2, 2, 2, 2))
+_from_zero = attach_like(_ridge_of_free, 4, 2, 2, 1, 2, 2, 2, 2)
+_from_bounds = attach_like(_moved_by_bounds, 6, 2, 2, 1, 2, 2, 2, 2, 2, 2)
