@@ -201,3 +201,12 @@ def attach_residuals_and_leverages(
 
 #: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
 attach_residual = attach_like(exact_residual, 3, (2, 2, 2, 2))
+
+
+def _rest_of_leverage(leverage, w, share):
+    with on_cpu():
+        return 1 - w * (leverage + share)
+
+
+#: ``attach_rest(leverage, w, share, value)``: the constant ``value`` with the derivatives of 1 - w (leverage + share).
+attach_rest = attach_like(_rest_of_leverage, 3, (1, 1, 1, 1))

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .._mlx import on_cpu
+from .._factor import right_factor_of_gram
+from .._mlx import dtypes, on_cpu
+from .._rules import gcv_score, squares_and_degrees
 from ..streaming import ReadoutStatistics
 
 
@@ -26,8 +28,9 @@ def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array,
     """
     m = stats.moments
     with on_cpu():
-        values, v = mx.linalg.eigh(m.xx, stream=mx.cpu)
-        values = mx.maximum(values, 0.0)[:, None]
+        n = m.xx.shape[0]
+        f = right_factor_of_gram(m.xx, mx.float64, m.xx.shape, (n * dtypes.eps(mx.float64)) ** 0.5)
+        v, values = f.v, ((f.s / f.r[0]) ** 2)[:, None]
         rotated = v.T @ m.xy
         weights, biases, scores = [], [], []
         for penalty in l2:
@@ -39,11 +42,7 @@ def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array,
                 shrunk = values + penalty
                 weight = (v @ (rotated / shrunk)).T
                 bias = m.y_mean - weight @ m.x_mean
-                rss = m.yy - mx.sum(rotated**2 * ((values + 2 * penalty) / shrunk**2), axis=0)
-                free = m.count - 1 - mx.sum(values / shrunk)
-                score = mx.mean(m.count * rss / free**2)
-                # As gcv_moments: far above the rounding error of a trace, and far below one row.
-                score = mx.where(free > 1e-9 * m.count, score, mx.array(float("nan"), mx.float64))
+                score = gcv_score(m.count, *squares_and_degrees(m.count, m.yy, rotated, f, penalty, True))
             weights.append(weight.astype(mx.float32))
             biases.append(bias.astype(mx.float32))
             scores.append(score.astype(mx.float32))

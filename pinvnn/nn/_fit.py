@@ -1,107 +1,233 @@
-"""One factorization of a readout problem, and all that is read off it: solution, residuals, leverages, covariance.
+"""One factorization of a readout problem, and all that is computed from it: solution, residuals, leverages, covariance.
 
 Notation: A the centred rows (m x n), D = diag(w), K = A^T D A, R = (K + L)^-1, or K^+ truncated where there is no
-penalty; Y = A R, and the leverage h_i = a_i R a_i^T = <y_i, a_i>. Residuals and leverages are summed in float64, since
-what follows divides by 1 - h_i.
+penalty; Y = A R, and the leverage h_i = a_i R a_i^T = <y_i, a_i>. Leave-one-out divides by what a row leaves of its own
+weight, rest_i = 1 - w_i (h_i + 1 / sum(w)), which may be tiny. It is summed in float64 and, where rows are few, without
+a subtraction, see ``_row_values.py``.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import mlx.core as mx
 
-from .._factor import RightFactor, inverse_of_ridge, right_factor, solution, solve_value
-from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, same_batch
+from .._factor import (
+    RidgeInverse,
+    RightFactor,
+    SolutionHints,
+    full_rank,
+    full_rank_solve_value,
+    in_range,
+    inverse_of_ridge,
+    right_factor,
+    solution,
+    solve_value,
+)
+from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, visible
 from .._rules import (
     Kind,
     attach_residual,
     attach_residuals_and_leverages,
+    attach_rest,
+    free_degrees,
     inverse_of,
     inverse_root,
+    kept_shrinkage,
     product,
     solution_of,
+    with_value,
 )
 from ._problem import ReadoutProblem
+from ._row_values import RowValues, digits_suffice, row_values
+
+# Rows that were centred in float32 have too few digits where they leave less than this.
+_TRUSTED_IN_FLOAT32 = 1e-3
 
 
 class FactoredProblem:
     """One factorization of a :class:`ReadoutProblem` in its n x n form, and what is computed from it, on demand.
 
     Attributes:
-        noise: Rounding error to expect in a leverage, ``(...)``. Constant for differentiation.
+        noise: Rounding error to expect in ``rest``, ``(...)``. Constant for differentiation.
         rank: The rank of K + L, ``(...)``. Constant for differentiation.
+        by_vectors: Whether left singular vectors are known, which give small values of ``rest`` their digits.
+        certified: Whether the values showed that the rank is full, so that no row alone carries a direction.
     """
 
-    def __init__(self, p: ReadoutProblem):
-        """Of ``p``, whose targets have one penalty in common."""
+    def __init__(self, p: ReadoutProblem, careful: bool = False) -> None:
+        """Factor ``p``, whose targets have one penalty in common.
+
+        Args:
+            p: The problem.
+            careful: Take singular vectors, of a problem in float64, which costs a few times as much. Otherwise they are
+                taken only where rows are few and values cannot be evaluated: see :func:`factored`.
+        """
+        few = p.a.dtype == mx.float64 and p.a.shape[-2] <= 2 * p.a.shape[-1]
+        self.careful = careful or (few and not visible(p.a))
         k = p.b.shape[-1]
         with large(p.a.dtype):
             w = mx.ones((1,), p.a.dtype) if p.w is None else p.w
             b = p.b if p.means is None else mx.concatenate([p.b, mx.ones_like(p.b[..., :1])], axis=-1)
-        kind, f, x = _minimum_norm(p, b) if p.l2 is None else _penalized(p, b, p.l2)
+        kind, f, x, left = self._minimum_norm(p, b) if p.l2 is None else self._penalized(p, b, p.l2)
         with on_cpu():
             l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
             self._inverse_root, self._kept = inverse_root(kind, f, l2, p.a.shape)
-            # K is scaled to a diagonal of about 1, so the inverse of that shows the condition number.
-            squares = (self._inverse_root * self._inverse_root) @ self._kept
-            cond = mx.max(squares, axis=(-2, -1)) / (f.r * f.r)[..., 0, 0]
-            self.noise = mx.stop_gradient(8 * dtypes.eps(mx.float64) * mx.maximum(cond, 1))
-            self.rank = mx.sum(f.kept, axis=-1)
+            self.rank = mx.array(float(p.a.shape[-1]), mx.float64) if f.full else mx.sum(f.kept, axis=-1)
+            self._left = left
+            if kind != "feature":
+                self._left_factor = f
             self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
             state = kind, p.a, p.b, w, l2, f, self._x[..., :k]
-            self._problem: ReadoutProblem = p
+            self.problem: ReadoutProblem = p
             self._state: tuple[Kind, mx.array, mx.array, mx.array, mx.array, RightFactor, mx.array] = state
 
+    def _minimum_norm(self, p: ReadoutProblem, b: mx.array):
+        """The kind of R, its factor, the solution for ``b`` in float64, and left singular vectors or None."""
+        tall = p.a.shape[-2] >= p.a.shape[-1] and p.a.dtype == p.entry_dtype
+        known = full_rank(p.a, w=p.w, b=b) if tall and not self.careful else None
+        self.certified = known is not None
+        if known is not None:
+            return "feature", known.right, full_rank_solve_value(p.a, b, p.w, known), None
+        method = "svd" if p.a.dtype == mx.float64 else None
+        f, left = right_factor(p.a, p.w, method=method, entries=p.entry_dtype)
+        return "truncated", f, solve_value(p.a, b, p.w, f, left), left
+
+    def _penalized(self, p: ReadoutProblem, b: mx.array, l2: mx.array):
+        """The same with a penalty."""
+        self.certified = False
+        by_feature = l2.shape[-2] > 1
+        if self.careful and not by_feature:
+            f, left = right_factor(p.a, p.w, method="svd", entries=p.entry_dtype)
+            constants = RidgeInverse(in_range(f, l2), "shared")
+            return "shared", constants.f, solution(constants, p.a, b, p.w, l2, SolutionHints(left)), left
+        route = "feature" if by_feature or p.entry_dtype != mx.float64 else "shared"
+        constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b)
+        x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
+        if constants.route == "shared":
+            return "shared", f, x, known.left
+        with on_cpu():  # The factor, which has an axis for targets, is of K + L.
+            f = RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
+            if not self.careful:
+                return "feature", f, x, None
+            scale = mx.where(l2 > 0, 1 / mx.sqrt(mx.where(l2 > 0, l2, 1)), 0)
+            self._left_factor, left = right_factor(p.a * scale.mT, p.w, method="svd", entries=mx.float64)
+        return "feature", f, x, left
+
+    @property
+    def by_vectors(self) -> bool:
+        return self._left is not None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether ``rest`` has digits enough in every row; True where values cannot be evaluated, too."""
+        if self.by_vectors or not visible(self.values.rest, self.noise):
+            return True
+        in_float32 = self.problem.means is not None and self.problem.a.dtype == mx.float32
+        return digits_suffice(self.values, self.problem.entry_dtype, _TRUSTED_IN_FLOAT32 if in_float32 else 0.0)
+
     @cached_property
-    def solution(self):
+    def solution(self) -> mx.array:
         """``(..., n, k)``, float64."""
         return solution_of(*self._state)
 
     @cached_property
-    def gram_inverse(self):
+    def gram_inverse(self) -> mx.array:
         """R, ``(..., n, n)``, float64."""
         kind, a, _, w, l2, f, _ = self._state
         return inverse_of(kind, a, w, l2, f)
 
     @property
-    def rows_times_inverse(self):
+    def rows_times_inverse(self) -> mx.array:
         """Y, ``(..., m, n)`` in the dtype of the problem."""
-        return product(self._problem.a, self.gram_inverse, self._state[5].r)
+        return product(self.problem.a, self.gram_inverse, self._state[5].r)
 
     @property
-    def residual(self):
+    def residual(self) -> mx.array:
         """Unweighted, ``(..., m, k)``, float64."""
-        p = self._problem
-        with on_cpu():
-            q = mx.concatenate([b - a @ self._state[-1] for a, b in _blocks(p)], axis=-2)
-            q = q if p.means is None else q - _mean(p, q)
-        return attach_residual(p.a, p.b, self.solution, q)
+        p = self.problem
+        return attach_residual(p.a, p.b, self.solution, self.values.residual)
 
     @cached_property
-    def residuals_and_leverages(self):
-        """Residuals and, as a last column, leverages without the part of the intercept, ``(..., m, k + 1)``, float64.
+    def residual_and_rest(self) -> tuple[mx.array, mx.array]:
+        """Unweighted residuals ``(..., m, k)``, and what is left of each row's weight ``(..., m)``, in float64.
 
         The gradient of both costs little more than that of one.
         """
+        p, values = self.problem, self.values
+        both = attach_residuals_and_leverages(*self._state, self._inverse_root, values.u, values.both)
         with on_cpu():
-            u, value = _rows(self._problem, self._inverse_root, self._kept, self._x)
-        return attach_residuals_and_leverages(*self._state, self._inverse_root, u, value)
+            w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
+            share = mx.zeros((1,), mx.float64) if p.means is None else 1 / p.total_weight[..., None]
+            return both[..., :-1], attach_rest(both[..., -1], w, share, values.rest)
 
-
-def _minimum_norm(p: ReadoutProblem, b: mx.array) -> tuple[Kind, RightFactor, mx.array]:
-    """The kind of R, its factor, and the solution for ``b`` in float64."""
-    f, left = right_factor(p.a, p.w, entries=p.entry_dtype)
-    return "truncated", f, solve_value(p.a, b, p.w, f, left)
-
-
-def _penalized(p: ReadoutProblem, b: mx.array, l2: mx.array) -> tuple[Kind, RightFactor, mx.array]:
-    """The same with a penalty."""
-    route = "feature" if l2.shape[-2] > 1 or p.entry_dtype != mx.float64 else "shared"
-    constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b)
-    x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
-    if constants.route == "feature":  # The factor, which has an axis for targets, is of K + L.
+    @cached_property
+    def values(self) -> RowValues:
+        """Residuals and what is left of the rows as constants."""
         with on_cpu():
-            f = RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
-    return "feature" if constants.route == "feature" else "shared", f, x
+            plain = _by_rows(self.problem, self._inverse_root, self._kept, self._x)
+            if self._left is None:
+                return plain
+            kind, l2 = self._state[0], self.problem.l2
+            if kind != "feature":
+                return row_values(self.problem, self._left, self._left_factor, l2, plain)
+            # A penalty for each feature: L^(-1/2) scales the features so that it is 1 for all.
+            assert l2 is not None
+            fine = row_values(self.problem, self._left, self._left_factor, mx.ones((1, 1), mx.float64), plain)
+            positive = mx.all(l2 > 0, axis=(-2, -1))
+            masks = positive[..., None, None], positive[..., None], positive
+            cores = (2, 2, 2, 1, 0, 1)
+            parts = zip(cores, fine, plain, strict=True)
+            return RowValues(*(mx.where(masks[2 - core], x, y) for core, x, y in parts))
+
+    @property
+    def noise(self) -> mx.array:
+        return self.values.noise
+
+    def free_degrees(self, total: mx.array) -> mx.array:
+        """Degrees of freedom that are left of ``total`` (...), ``(...)``; NaN unless they are positive."""
+        p, bias = self.problem, self.problem.means is not None
+        if p.l2 is None:
+            return free_degrees(total, self.rank, 0.0, bias)
+        n, shrinkage = float(p.a.shape[-1]), self.shrinkage
+        if self._left is None:
+            return free_degrees(total, n, shrinkage, bias)
+        with on_cpu():
+            f = self._left_factor
+            l2 = p.l2[..., 0] if self._state[0] == "shared" else 1.0  # features were scaled to a penalty of 1
+            l2 = l2 * (f.r * f.r)[..., 0]
+            fine = free_degrees(total, *kept_shrinkage(f.s, self.values.kept, l2), bias)
+            rough = total - n - bias + shrinkage
+            if self._state[0] == "feature":
+                fine = mx.where(mx.all(p.l2 > 0, axis=(-2, -1)), fine, mx.stop_gradient(rough))
+            return with_value(rough, fine, 0)
+
+    @property
+    def used_degrees(self) -> mx.array:
+        """Degrees of freedom that the fit has used, the intercept's with them: the sum of the leverages, ``(...)``."""
+        p = self.problem
+        bias = float(p.means is not None)
+        with on_cpu():
+            return self.rank + bias if p.l2 is None else p.a.shape[-1] + bias - self.shrinkage
+
+    @property
+    def shrinkage(self) -> mx.array:
+        """Tr L R, ``(...)``: the degrees of freedom that the penalty takes; differentiable in the penalty and A."""
+        l2, r = self._state[4], self.gram_inverse
+        with on_cpu():
+            eye = mx.eye(r.shape[-1], dtype=mx.float64)
+            return mx.sum(eye * r * l2, axis=(-2, -1))
+
+
+def in_float64_of(p: ReadoutProblem) -> ReadoutProblem:
+    """``p`` with float64 copies of its arrays; the accuracy of the entries stays as it was."""
+    w = None if p.w is None else astype(p.w, mx.float64)
+    return p._replace(a=astype(p.a, mx.float64), b=astype(p.b, mx.float64), w=w)
+
+
+def factored(p: ReadoutProblem, in_float64: Callable[[], ReadoutProblem]) -> FactoredProblem:
+    """The factorization of ``p``, or of ``in_float64()`` by singular vectors if a row leaves too little for digits."""
+    f = FactoredProblem(p)
+    return f if f.trusted else FactoredProblem(in_float64(), careful=True)
 
 
 # --- Values ---------------------------------------------------------------------------------------
@@ -111,33 +237,39 @@ def _penalized(p: ReadoutProblem, b: mx.array, l2: mx.array) -> tuple[Kind, Righ
 #     (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A R c.
 
 
-def _rows(p: ReadoutProblem, inverse_root, kept, x):
-    """U in the dtype of A; residuals and leverages ``(..., m, k + 1)``, summed in float64."""
+def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
+    """U = A W in the dtype of A; residuals and leverages from it, summed in float64."""
     k, rows, parts = p.b.shape[-1], [], []
-    for a, b in _blocks(p):
-        u, ax = a @ inverse_root, a @ x
+    for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
+        a, b = (v[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
+        u, ax = a @ root, a @ x
         rows.append(u.astype(p.a.dtype))
         parts.append((b - ax[..., :k], (u * u) @ kept, ax[..., k:]))
     q, squares, t = (mx.concatenate(list(part), axis=-2) for part in zip(*parts, strict=True))
     if p.means is not None:
         t = t / _total(p)
         q, squares = q - _mean(p, q), squares - 2 * t + _mean(p, t)
-    value = mx.concatenate(same_batch(q, squares), axis=-1)
-    return mx.stop_gradient(mx.concatenate(rows, axis=-2)), value
+    weight = 1.0 if p.w is None else p.w.astype(mx.float64)
+    share = 0.0 if p.means is None else 1 / _total(p)[..., 0]
+    rest = 1 - weight * (squares[..., 0] + share)
+    # sum_i K_ii R_ii bounds the condition number for any scale of the columns; K + L, which it is of, has more.
+    with large(p.a.dtype):  # in the dtype of A, since it is only an estimate
+        weighted = p.a if p.w is None else mx.sqrt(mx.maximum(p.w, 0))[..., None] * p.a
+        norms = mx.sqrt(mx.sum(weighted * weighted, axis=-2))
+    with on_cpu():
+        norms = astype(norms, mx.float64)
+        loss = mx.sum(norms * norms * ((root * root) @ kept)[..., 0], axis=-1)
+    loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
+    noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.ones((1,), mx.float64)
+    parts = mx.concatenate(rows, axis=-2), q, squares, rest, noise, none
+    return RowValues(*(mx.stop_gradient(part) for part in parts))
 
 
-def _blocks(p: ReadoutProblem):
-    """Rows of A and b in float64, a block after the other."""
-    for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
-        a, b = (v[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
-        yield a, b
-
-
-def _total(p: ReadoutProblem):
+def _total(p: ReadoutProblem) -> mx.array:
     total = p.total_weight[..., None, None]
     return mx.where(total == 0, mx.ones_like(total), total)
 
 
-def _mean(p: ReadoutProblem, x):
+def _mean(p: ReadoutProblem, x: mx.array) -> mx.array:
     x = x if p.w is None else astype(p.w, mx.float64)[..., None] * x
     return mx.sum(x, axis=-2, keepdims=True) / _total(p)

@@ -1,12 +1,16 @@
 """What a fit predicts for a row that was left out of it, exactly and without a second fit."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import mlx.core as mx
 
-from .._factor import RidgeInverse, default_rtol, right_factor
-from .._mlx import astype, dtypes, on_cpu
-from .._rules import gram_handle, gram_normal, inverse
-from ._fit import FactoredProblem
+from .._factor import RidgeInverse, RightFactor, in_range, right_factor
+from .._mlx import astype, on_cpu, visible
+from .._rules import free_degrees, gcv_score, gram_handle, gram_normal, inverse, kept_shrinkage, with_value
+from ._fit import FactoredProblem, factored, in_float64_of
 from ._problem import ReadoutProblem
+from ._row_values import RowValues, digits_suffice, row_values
 
 # A removed row has the error e_i = r_i / (1 - d h_i) if weight d of it is removed; h_i is its leverage with the part of
 # the intercept, 1 / sum(w). Where d h_i = 1 the row alone carries a direction, and this is 0 / 0. With L = 0 the fit of
@@ -15,13 +19,16 @@ from ._problem import ReadoutProblem
 # If this holds for all rows (m <= n), it is the bordered form C = [[A A^T, 1], [1^T, 0]]^-1, e_i = (C b)_i / C_ii.
 
 
-def errors(p: ReadoutProblem, removed: str) -> mx.array:
-    """``(..., m, k)``: target less the prediction of the fit without that row, in float64."""
+def errors(p: ReadoutProblem, removed: str, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+    """``(..., m, k)``: target less the prediction of the fit without that row, in float64.
+
+    ``in_float64`` gives the same problem centred in float64, which is needed where rows leave almost nothing.
+    """
     if p.a.size == 0 or p.b.size == 0:
         with on_cpu():
             return mx.zeros(mx.broadcast_shapes(p.a.shape[:-2], p.b.shape[:-2]) + p.b.shape[-2:], mx.float64)
     q = per_target(p)
-    e = _dual(q) if q.dual_is_smaller else _primal(q, removed)
+    e = _dual(q) if q.dual_is_smaller else _primal(q, removed, in_float64)
     return e if q is p else merged(e)
 
 
@@ -50,104 +57,122 @@ def intercept(p: ReadoutProblem):
     return 0.0 if p.means is None else 1 / p.total_weight[..., None]
 
 
-def _primal(p: ReadoutProblem, removed):
-    f = FactoredProblem(p)
+def _primal(p: ReadoutProblem, removed: str, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+    f = factored(p, lambda: per_target(in_float64()))
+    p = f.problem
+    residual, rest = f.residual_and_rest
     with on_cpu():
-        residual, leverage = f.residuals_and_leverages[..., :-1], f.residuals_and_leverages[..., -1]
         w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
-        share = mx.minimum(w, 1) if removed == "unit" else w
-        rest = 1 - share * (leverage + intercept(p))
+        part = mx.ones((1,), mx.float64)  # of the row's weight that is removed
+        if removed == "unit":
+            part = mx.minimum(w, 1) / mx.where(w > 0, w, 1)
         noise = f.noise[..., None]
-        if p.l2 is not None:
-            rest = mx.where(rest > noise, rest, mx.array(float("nan"), mx.float64))
+        alone = mx.logical_and(mx.stop_gradient(rest) <= noise, mx.logical_and(part == 1, w > 0))
+        rest = (1 - part) + part * rest
+        determined = p.l2 is None or (f.by_vectors and p.l2.shape[-2] == 1)
+        if f.certified or not determined:  # no row is alone, or it cannot be told from one that leaves very little
+            rest = mx.where(alone, mx.array(float("nan"), mx.float64), rest)
             return residual / rest[..., None]
-        alone = mx.logical_and(_alone(p, rest, noise), share == w)
         y = astype(f.rows_times_inverse, mx.float64)
         norms = mx.where(alone, w * mx.sum(y * y, axis=-1), 1)
         rest = mx.where(alone, 1, rest)
         without = (y @ astype(f.solution, mx.float64)) / norms[..., None]
+        if p.l2 is not None:  # The same limit holds for a penalty far below eps s^2, but not for none at all.
+            without = mx.where(p.l2 > 0, without, mx.array(float("nan"), mx.float64))
         return mx.where(alone[..., None], without, residual / rest[..., None])
-
-
-def _alone(p: ReadoutProblem, rest, noise):
-    """Rows without which the rank is smaller, by the cutoff of the rank: the removed row's share of s^2 is left."""
-    m, n = p.a.shape[-2:]
-    return mx.stop_gradient(rest) <= mx.maximum(noise, default_rtol(m, n, p.entry_dtype) ** 2)
 
 
 # --- The m x m form, for m < n and rows of weight 1 -----------------------------------------------
 # C = (A A^T + l2 I)^-1:  r = l2 C b,  1 - h_i = l2 C_ii;  without a penalty C = (A A^T)^+.
 
 
-def _dual(p: ReadoutProblem):
+def _dual(p: ReadoutProblem) -> mx.array:
+    f, c, values = _dual_parts(p)
     with on_cpu():
-        f, c = _dual_inverse(p)
+        share = intercept(p)
+        kernel = p.a @ p.a.mT
+        alpha = c @ p.b
         if p.l2 is None:
-            return _dual_minimum_norm(p, f, c)
-        rest = p.l2[..., 0] * _diagonal(c) - intercept(p)
-        rest = mx.where(rest > 8 * dtypes.eps(mx.float64), rest, mx.array(float("nan"), mx.float64))
-        return p.l2 * (c @ p.b) / rest[..., None]
+            alone = mx.stop_gradient(values.rest) <= values.noise[..., None]
+            norms = mx.where(alone, _diagonal(c), 1)
+            rest = with_value(1 - _diagonal(kernel @ c) - share, values.rest, 1)
+            residual = with_value(p.b - kernel @ alpha, values.residual, 2)
+            rest = mx.where(alone, 1, rest)[..., None]
+            return mx.where(alone[..., None], alpha / norms[..., None], residual / rest)
+        rest = with_value(p.l2[..., 0] * _diagonal(c) - share, values.rest, 1)
+        return with_value(p.l2 * alpha, values.residual, 2) / rest[..., None]
 
 
-def _dual_inverse(p: ReadoutProblem):
-    """The factor of A^T, and C with its derivatives."""
-    flat, eye = p.a.mT, mx.eye(p.a.shape[-2], dtype=mx.float64)
-    f, _ = right_factor(flat, entries=p.entry_dtype)
-    k = gram_handle(flat, None, f)
-    if p.l2 is None:
-        return f, inverse(k, eye, f) * f.r * f.r
-    return f, gram_normal(k / f.r / f.r, p.l2, eye, RidgeInverse(f, "shared"))
+def _dual_parts(p: ReadoutProblem) -> tuple[RightFactor, mx.array, RowValues]:
+    """The factor of A^T, C with its derivatives, and residuals and rests as constants."""
+    with on_cpu():
+        flat, eye = p.a.mT, mx.eye(p.a.shape[-2], dtype=mx.float64)
+        f, values = _dual_values(p, flat)
+        k = gram_handle(flat, None, f)
+        if p.l2 is None:
+            return f, inverse(k, eye, f) * f.r * f.r, values
+        return f, gram_normal(k / f.r / f.r, p.l2, eye, RidgeInverse(f, "shared")), values
 
 
-def _dual_minimum_norm(p: ReadoutProblem, f, c):
-    kernel, shift = p.a @ p.a.mT, intercept(p)
-    projector = mx.sum(f.kept[..., None, :] * f.v * f.v, axis=-1)
-    alone = _alone(p, 1 - projector - shift, 1e-12)
-    alpha, norms = c @ p.b, mx.where(alone, _diagonal(c), 1)
-    rest = mx.where(alone, 1, 1 - _diagonal(kernel @ c) - shift)
-    return mx.where(alone[..., None], alpha / norms[..., None], (p.b - kernel @ alpha) / rest[..., None])
+def _dual_values(p: ReadoutProblem, flat: mx.array) -> tuple[RightFactor, RowValues]:
+    """By the eigenvectors of A A^T where the values show that they have digits enough, else by an SVD."""
+    def by(method: Literal["gram", "svd"]) -> tuple[RightFactor, RowValues]:
+        f, _ = right_factor(flat, method=method, entries=p.entry_dtype)
+        f = f if p.l2 is None else in_range(f, p.l2)
+        return f, row_values(p, f.v, f, p.l2, None, by_gram=method == "gram")
+
+    if p.entry_dtype != mx.float64 and visible(flat):
+        f, values = by("gram")
+        if digits_suffice(values, p.entry_dtype):
+            return f, values
+    return by("svd")
 
 
-def _dual_residual(p: ReadoutProblem):
-    """Residuals, and the degrees of freedom without the intercept."""
-    f, c = _dual_inverse(p)
-    if p.l2 is None:
-        return p.b - p.a @ (p.a.mT @ (c @ p.b)), mx.sum(f.kept, axis=-1)
-    return p.l2 * (c @ p.b), p.a.shape[-2] - p.l2[..., 0, 0] * mx.sum(_diagonal(c), axis=-1)
-
-
-def _diagonal(x):
+def _diagonal(x: mx.array) -> mx.array:
     return mx.sum(mx.eye(x.shape[-1], dtype=mx.float64) * x, axis=-1)
 
 
 # --- Generalized cross validation -----------------------------------------------------------------
 
 
-def validation_score(p: ReadoutProblem):
-    """``(1/k) sum_t M RSS_t / (M - df_t)^2`` with M the sum of the weights, ``(...)`` in float64."""
-    with on_cpu():
-        rss, free = squares_and_freedom(p)
-        return mx.mean(p.total_weight[..., None] * rss / (free * free), axis=-1)
+def validation_score(p: ReadoutProblem) -> mx.array:
+    """``(1/k) sum_t M RSS_t / free_t^2``, ``(...)`` in float64: see ``_rules/validation.py``."""
+    squares, free = squares_and_freedom(p)
+    return gcv_score(p.total_weight, squares, free)
 
 
-def squares_and_freedom(p: ReadoutProblem, f: FactoredProblem | None = None):
-    """Weighted sums of squared residuals and degrees of freedom that are left, ``(..., k)`` each.
+def squares_and_freedom(
+    p: ReadoutProblem, f: FactoredProblem | None = None, total: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Weighted sums of squared residuals and degrees of freedom that are left, ``(..., k)`` or ``(..., 1)`` each.
 
-    The latter are M - tr(K R), less one for the intercept; NaN unless they are positive. ``f`` is a fit that is known.
+    ``f`` is a factorization of :func:`per_target` of ``p`` that is known, ``total`` (...) what is counted, by default
+    the sum of the weights.
     """
     q = per_target(p)
+    if total is None:
+        total = p.total_weight
     with on_cpu():
-        if q.dual_is_smaller and f is None:
-            residual, used = _dual_residual(q)
-        else:
-            f = f or FactoredProblem(q)
-            residual, used = f.residual, f.rank
-            if q.l2 is not None:
-                used = q.a.shape[-1] - mx.sum(q.l2[..., 0] * _diagonal(f.gram_inverse), axis=-1)
+        total = total if q is p else total[..., None]
+    if q.dual_is_smaller and f is None:
+        residual, free = _dual_residual(q)
+    else:
+        f = f or factored(q, lambda: in_float64_of(q))
+        residual, free = f.residual, f.free_degrees(total)
+    with on_cpu():
         squares = residual * residual if q.w is None else astype(q.w, mx.float64)[..., None] * residual * residual
         squares = mx.sum(squares, axis=-2)
-        squares, used = (squares, used[..., None]) if q is p else (squares[..., 0], used)
-        total = p.total_weight[..., None]
-        free = total - used - (0 if p.means is None else 1)
-        # 1e-9 is far above the rounding of a trace, and far below one row.
-        return squares, mx.where(free > 1e-9 * total, free, mx.array(float("nan"), mx.float64))
+        return (squares, free[..., None]) if q is p else (squares[..., 0], free)
+
+
+def _dual_residual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
+    """Residuals, and the degrees of freedom that are left."""
+    f, c, values = _dual_parts(p)
+    with on_cpu():
+        if p.l2 is None:
+            free = free_degrees(p.total_weight, mx.sum(f.kept, axis=-1), 0.0, p.means is not None)
+            return with_value(p.b - p.a @ (p.a.mT @ (c @ p.b)), values.residual, 2), free
+        rank, shrinkage = kept_shrinkage(f.s, values.kept, p.l2[..., 0] * (f.r * f.r)[..., 0])
+        free = free_degrees(p.total_weight, rank, shrinkage, p.means is not None)
+        trace = p.l2[..., 0, 0] * mx.sum(_diagonal(c), axis=-1)
+        return with_value(p.l2 * (c @ p.b), values.residual, 2), with_value(trace, free, 0)

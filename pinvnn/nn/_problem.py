@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, visible
 from .._types import ArrayLike
 
 
@@ -62,7 +62,14 @@ def check_rows(
         checks.rows(name, x, x, weights)
         batch.append(("weights", weights.shape[:-1]))
     checks.batch_shape(name, *batch)
+    refuse_inexact(name, "y", y)
     return x, y, weights, vector
+
+
+def refuse_inexact(name: str, label: str, x: mx.array) -> None:
+    """Raise at integers that float32 cannot hold, where values can be evaluated."""
+    if not mx.issubdtype(x.dtype, mx.inexact) and visible(x):
+        refuse_inexact_integers(name, label, x)
 
 
 def features(name: str, label: str, x: ArrayLike, n: int, ndim: int = 1) -> mx.array:
@@ -70,6 +77,7 @@ def features(name: str, label: str, x: ArrayLike, n: int, ndim: int = 1) -> mx.a
     x = checks.array(name, label, x, ndim)
     if x.shape[-1] != n:
         checks.fail(name, f"{label} must have {n} features", f"shape {x.shape}", "Change input_dims or the features.")
+    refuse_inexact(name, label, x)
     return x
 
 
@@ -87,6 +95,8 @@ def centred(
     with large(work):
         x, y = astype(x, work), astype(y, work)
         w = None if weights is None else astype(weights, work)
+        if w is not None:
+            x, y, w = without_unweighted(x, y, w)
         means = None
         if bias:
             (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)
@@ -96,6 +106,17 @@ def centred(
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     return ReadoutProblem(x, y, w, l2, total, means, out, entries)
+
+
+def without_unweighted(x: mx.array, y: mx.array, w: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """``x``, ``y`` and ``w`` with zeros in place of NaN and Inf in rows of weight 0.
+
+    A product 0 * NaN would be NaN. The gradient of such a weight is 0; that of a weight 0 of a finite row is exact.
+    """
+    bad_x, bad_y = (mx.logical_and(w == 0, ~mx.all(mx.isfinite(v), axis=-1)) for v in (x, y))
+    x = mx.where(bad_x[..., None], mx.zeros_like(x), x)
+    y = mx.where(bad_y[..., None], mx.zeros_like(y), y)
+    return x, y, mx.where(mx.logical_or(bad_x, bad_y), mx.zeros_like(w), w)
 
 
 def _centre(x, w):

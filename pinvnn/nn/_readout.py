@@ -1,9 +1,9 @@
 """A linear layer whose weights are a least-squares fit."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,7 +13,8 @@ from .._mlx import astype, checks, dtypes, large, matmul, on_cpu, size
 from .._types import ArrayLike, Penalty
 from ._leave_one_out import errors, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
-from ._solution import smallest_objective, solve
+from ._solution import rank_and_condition, smallest_objective, solve
+from ._targets import Part, check_mask, columns_of, in_order, parts_of
 from ._uncertainty import Uncertainty, uncertainty
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: What leaving a row out takes away: the whole row, or weight 1 of it.
 Removed: TypeAlias = Literal["row", "unit"]
+
+
+#: What a weight of :meth:`LeastSquaresReadout.uncertainty` says about its row.
+WeightsAre: TypeAlias = Literal["counts", "precisions", "inverse variances"]
 
 
 class LeastSquaresReadout(nn.Module):
@@ -41,6 +46,17 @@ class LeastSquaresReadout(nn.Module):
     ``weight`` and ``bias`` are frozen, and stay so under ``unfreeze``: the closed form sets them. They are zero before
     the first fit. A compiled training step sets them by ``readout.weight, readout.bias = readout.solve(x, y)``.
 
+    Some traps:
+
+    - Weight decay (``optim.AdamW``) pulls ``log_l2`` to 0, that is a learned ``l2`` to 1. Train ``log_l2`` without it:
+      by ``optim.Adam``, or in a group of its own of ``optim.MultiOptimizer``.
+    - ``save_weights`` writes parameters: ``weight``, ``bias`` and a learned ``log_l2``. A fixed ``l2`` is an argument,
+      like ``input_dims``: pass it again to the layer that loads them.
+    - Weights many orders of magnitude apart, 1e18 beside ones, leave the other rows below the rounding error of the
+      largest one, without an error. :attr:`rank` after :meth:`fit` then is less than the number of features.
+    - On Linux the first call of a compiled step translates its kernels by the C++ compiler, up to a minute, and does
+      not hang. Later calls take milliseconds.
+
     Args:
         input_dims (int): Number of input features n.
         output_dims (int): Number of targets k.
@@ -54,8 +70,13 @@ class LeastSquaresReadout(nn.Module):
         - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and
           ``__call__``; :func:`mlx.core.vmap` serves as well.
         - y: ``(..., m, k)``; or ``(m,)`` if k is 1, and predictions for it are then vectors, too.
-        - weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. Rows whose weights sum to 0 give
-          zeros, as no rows do.
+        - weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A row of weight 0 takes no part in
+          any fit, loss or score, whatever it holds, NaN included. Rows whose weights sum to 0 give zeros, as no rows
+          do.
+        - mask: ``(..., m, k)`` boolean, False where a target is not known: each target is fitted to the rows where it
+          is. The targets that are not known may hold anything.
+        - Integers become float32; those beyond 2^24 that it cannot hold are refused where values can be evaluated.
+        - Solutions and predictions of half input are of its dtype; losses, scores and variances are float32.
         - weight: ``(..., k, n)`` and bias: ``(..., k)``, as in ``nn.Linear``.
 
     Attributes:
@@ -99,6 +120,7 @@ class LeastSquaresReadout(nn.Module):
         if bias:
             self.bias = mx.zeros((output_dims,))
         self.learn_l2 = bool(learn_l2)
+        self._fitted: tuple[int, float] | None = None
         if learn_l2:
             with on_cpu():
                 start = mx.array(l2).astype(mx.float32)
@@ -118,7 +140,7 @@ class LeastSquaresReadout(nn.Module):
         l2 = f"{l2.item():.4g}" if isinstance(l2, mx.array) and l2.ndim == 0 else getattr(l2, "shape", l2)
         return (
             f"input_dims={self.weight.shape[1]}, output_dims={self.weight.shape[0]}, l2={l2}, bias={'bias' in self}, "
-            f"learn_l2={self.learn_l2}"
+            f"learn_l2={self.learn_l2}" + ("" if self.rank is None else f", rank={self.rank}, cond={self.cond:.3g}")
         )
 
     @property
@@ -154,31 +176,72 @@ class LeastSquaresReadout(nn.Module):
         double = exact and x.shape[-2] <= 2 * x.shape[-1]
         return centred(x, y, weights, self._penalty(), "bias" in self, double), vector
 
+    def _problems(
+        self,
+        method: str,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None,
+        mask: ArrayLike | None,
+        exact: bool = False,
+    ) -> "_Problems":
+        """The centred problems of targets that are known for the same rows."""
+        x, y, weights, vector = self._rows(method, x, y, weights)
+        whole = x, y, weights, self._penalty()
+        double = exact and x.shape[-2] <= 2 * x.shape[-1]
+        if mask is None:
+            parts, rows = [Part(tuple(range(y.shape[-1])), mx.array(True))], [whole]
+        else:
+            known = check_mask(f"{type(self).__name__}.{method}", mask, y, vector)
+            parts = parts_of(known)
+            rows = [_masked(part, *whole) for part in parts]
+
+        def problem(i: int, double: bool) -> ReadoutProblem:
+            return centred(*rows[i], "bias" in self, double)
+
+        return _Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
+
     def __call__(self, x: ArrayLike) -> mx.array:
         """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
         x = features(type(self).__name__, "x", x, self._dims[0])
         with large(dtypes.working(x, self.weight)):
             return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
 
-    def fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "Self":
+    def fit(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> "Self":
         """Solve for ``weight`` and ``bias``, store them, and return the layer. Eager: not for use in a transformation.
 
+        The stored arrays are float64 if ``x`` or ``y`` is. Otherwise they are float32 whatever half precision the
+        features have, unless the layer itself was cast to half precision (``set_dtype``): then they keep its dtype.
+        Afterwards :attr:`rank` and :attr:`cond` tell whether the data determined the weights.
+
+        Args:
+            x: ``(m, n)``.
+            y: ``(m, k)``, or ``(m,)`` if k is 1.
+            weights: ``(m,)`` or None.
+            mask: ``(m, k)``, False where a target is not known, or None.
+
         Raises:
-            ValueError: Besides shapes: ``x`` has more than two dimensions, a value is not finite, a weight is negative,
-                or there is no unique solution and none of minimum norm was asked for.
+            ValueError: If ``x`` has more than two dimensions, a row of positive weight is not finite, a weight is
+                negative or their sum overflows, integers are beyond float32, there is no unique solution and none of
+                minimum norm was asked for, or it is called inside of ``mx.compile`` or ``mx.vmap``.
         """
-        checked, y_checked, w, _ = self._rows("fit", x, y, weights)
-        if max(checked.ndim, y_checked.ndim, 2 if w is None else w.ndim + 1) > 2:
-            got = f"shapes {checked.shape} and {y_checked.shape}"
+        checked, targets, w, vector = self._rows("fit", x, y, weights)
+        if max(checked.ndim, targets.ndim, 2 if w is None else w.ndim + 1) > 2:
+            got = f"shapes {checked.shape} and {targets.shape}"
             self._fail("x and y must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
-        with on_cpu():
-            for label, values in [("x", checked), ("y", y_checked), ("weights", w)]:
-                if values is not None and not all_true(mx.isfinite(values)):
-                    self._fail(f"{label} must be finite", "NaN or Inf", "Remove those rows.", "fit")
-            if w is not None and not all_true(w >= 0):
-                self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
-        weight, bias = self.solve(x, y, weights)
-        mx.eval(weight, bias)
+        try:
+            mx.eval(checked, targets, w)
+        except ValueError:
+            remedy = "Use solve there: readout.weight, readout.bias = readout.solve(x, y)."
+            self._fail("fit must be called outside of mx.compile and mx.vmap", "a call inside of one", remedy, "fit")
+        known = None if mask is None else check_mask(f"{type(self).__name__}.fit", mask, targets, vector)
+        self._check_values(checked, targets, w, known)
+        problems = self._problems("fit", x, y, weights, mask)
+        weight, bias = self._solution(problems, self._stored_dtype(checked, targets))
+        found = [rank_and_condition(p) for p in problems.centred]
+        mx.eval(weight, bias, found)
         with on_cpu():
             if not all_true(mx.isfinite(weight)):
                 rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
@@ -188,10 +251,55 @@ class LeastSquaresReadout(nn.Module):
             mx.eval(self.weight)
         if bias is not None:
             self.bias = bias
+        ranks, conditions = zip(*found, strict=True)
+        self._fitted = int(min(rank.item() for rank in ranks)), float(max(cond.item() for cond in conditions))
         return self
 
+    def _check_values(self, x: mx.array, y: mx.array, w: mx.array | None, known: mx.array | None) -> None:
+        """Raise at values that no fit can have: rows of weight 0 and unknown targets may hold anything."""
+        with on_cpu():
+            if w is not None:
+                if not all_true(w >= 0):
+                    self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
+                total = mx.sum(w)
+                if not mx.isfinite(total).item():
+                    remedy = "Divide them by the largest."
+                    self._fail("weights must have a finite sum", f"{total.item()} in {w.dtype}", remedy, "fit")
+            used = mx.ones((x.shape[0],), mx.bool_) if w is None else w > 0
+            used = used[:, None] if known is None else used[:, None] & known
+            for label, good in [
+                ("x", mx.isfinite(x) | ~mx.any(used, axis=-1, keepdims=True)),
+                ("y", mx.isfinite(y) | ~used),
+            ]:
+                if not all_true(good):
+                    remedy = "Remove those rows, or give them weight 0."
+                    if label == "y":
+                        remedy = "Remove those rows, give them weight 0, or pass a mask of the known targets."
+                    self._fail(f"{label} must be finite", "NaN or Inf", remedy, "fit")
+
+    def _stored_dtype(self, x: mx.array, y: mx.array) -> mx.Dtype:
+        work = dtypes.working(x, y)
+        return self.weight.dtype if work == mx.float32 and self.weight.dtype in (mx.float16, mx.bfloat16) else work
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the features that :meth:`fit` saw, centred and weighted, by the cutoff of :func:`pinvnn.lstsq`.
+
+        Less than the number of features: the data leave weights open, which minimum norm or the penalty decided. With a
+        ``mask`` the smallest rank over the targets. None before the first fit.
+        """
+        return None if self._fitted is None else self._fitted[0]
+
+    @property
+    def cond(self) -> float | None:
+        """Ratio of the largest to the smallest singular value that counts for :attr:`rank`. None before the first fit.
+
+        With a ``mask`` the largest ratio over the targets.
+        """
+        return None if self._fitted is None else self._fitted[1]
+
     def solve(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> tuple[mx.array, mx.array | None]:
         """The fit as ``(weight, bias)``, differentiable and without state; bias is None if the layer has none.
 
@@ -199,41 +307,65 @@ class LeastSquaresReadout(nn.Module):
             x: ``(..., m, n)``.
             y: ``(..., m, k)`` or ``(m,)``.
             weights: ``(..., m)`` or None.
+            mask: ``(..., m, k)`` boolean, False where a target is not known, or None. Costs one factorization for each
+                distinct column; inside of ``mx.compile`` and ``mx.vmap``, one for each column.
 
         Returns:
             ``(..., k, n)`` and ``(..., k)``; NaN where the problem is singular.
         """
-        p, _ = self._problem("solve", x, y, weights)
-        with large(p.a.dtype):
-            solution = solve(p)
-            weight = solution.mT.astype(p.out_dtype)
-            if p.means is None:
-                return weight, None
-            x_mean, y_mean = p.means
-            return weight, (y_mean - matmul(x_mean, solution))[..., 0, :].astype(p.out_dtype)
+        return self._solution(self._problems("solve", x, y, weights, mask))
+
+    def _solution(
+        self, problems: "_Problems", dtype: mx.Dtype | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        """Weight and bias in ``dtype``, by default that of the input."""
+        weights, biases = [], []
+        for p in problems.centred:
+            with large(p.a.dtype):
+                solution = solve(p)
+                weights.append(solution)
+                if p.means is not None:
+                    x_mean, y_mean = p.means
+                    biases.append(y_mean - matmul(x_mean, solution))
+        dtype = dtype or problems.centred[0].out_dtype
+        weight = astype(problems.in_order(weights), dtype)
+        bias = astype(problems.in_order(biases), dtype) if biases else None
+        with large(dtype):
+            return weight.mT, None if bias is None else bias[..., 0, :]
 
     def adapt(
-        self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        x_query: ArrayLike,
+        weights: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
     ) -> mx.array:
-        """FactoredProblem on ``(x, y)`` and predict for ``x_query``, differentiable from end to end and without state.
+        """Fit on ``(x, y)`` and predict for ``x_query``, differentiable from end to end and without state.
 
         Args:
             x: Support ``(..., m, n)``.
             y: Its targets, ``(..., m, k)`` or ``(m,)``.
             x_query: ``(..., q, n)``.
             weights: ``(..., m)`` or None.
+            mask: As in :meth:`solve`.
 
         Returns:
             ``(..., q, k)``, or ``(..., q)`` if ``y`` is a vector.
         """
-        p, vector = self._problem("adapt", x, y, weights)
+        problems = self._problems("adapt", x, y, weights, mask)
         x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
-        with large(p.a.dtype):
-            x_query = x_query.astype(p.a.dtype)
-            solution = solve(p)
-            x_mean, y_mean = p.means or (0, 0)
-            out = (matmul(x_query - x_mean, solution) + y_mean).astype(p.out_dtype)
-            return out[..., 0] if vector else out
+        outputs = []
+        for p in problems.centred:
+            with large(p.a.dtype):
+                query = astype(x_query, p.a.dtype)
+                query = query[..., None, :, :] if problems.stacked else query
+                solution = solve(p)
+                x_mean, y_mean = p.means or (0, 0)
+                outputs.append(matmul(query - x_mean, solution) + y_mean)
+        out = astype(problems.in_order(outputs), problems.centred[0].out_dtype)
+        with large(out.dtype):
+            return out[..., 0] if problems.vector else out
 
     def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """The objective, penalty included, at its minimum over weight and bias, divided by m k: ``(...)``.
@@ -250,10 +382,15 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("projected_loss", x, y, weights)
         loss = smallest_objective(p)
         with large(loss.dtype):
-            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.out_dtype)
+            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.entry_dtype)
 
     def loo_predictions(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None = None,
+        removed: Removed = "row",
+        mask: ArrayLike | None = None,
     ) -> mx.array:
         """What the fit to all other rows predicts for each row: exact leave-one-out, without a second fit.
 
@@ -265,6 +402,7 @@ class LeastSquaresReadout(nn.Module):
             weights: ``(..., m)`` or None. Rows of weight 0 take no part in any fit, but have predictions.
             removed: ``"row"`` leaves the whole row out; ``"unit"`` takes weight 1 from it, or all that it has if that
                 is less: of a row of weight 2, one of two copies stays in the fit.
+            mask: As in :meth:`solve`. Where a target is not known, the prediction is that of the fit to the known ones.
 
         Returns:
             Of the shape of ``y``. NaN for a row without which no fit is determined: the only one of positive weight,
@@ -274,28 +412,62 @@ class LeastSquaresReadout(nn.Module):
             D. M. Allen, The relationship between variable selection and data augmentation and a method for prediction,
             Technometrics 16 (1974), doi 10.1080/00401706.1974.10489157. The derivation: docs/math.md.
         """
-        p, e, vector = self._errors("loo_predictions", x, y, weights, removed)
+        problems, errors_of = self._errors("loo_predictions", x, y, weights, removed, mask)
+        outputs = []
+        for p, e in zip(problems.centred, errors_of, strict=True):
+            with on_cpu():
+                outputs.append(astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0) - e)
+        out = problems.in_order(outputs)
         with on_cpu():
-            target = astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0)
-            out = (target - e).astype(p.out_dtype)
-            return out[..., 0] if vector else out
+            # What was put in place of a row of weight 0 has no prediction.
+            given = checks.array(type(self).__name__, "x", x)
+            if weights is not None or mask is not None:
+                finite = mx.all(mx.isfinite(given), axis=-1, keepdims=True)
+                out = mx.where(finite, out, mx.array(float("nan"), mx.float64))
+            out = out.astype(problems.centred[0].out_dtype)
+            return out[..., 0] if problems.vector else out
 
     def loo_loss(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None = None,
+        removed: Removed = "row",
+        mask: ArrayLike | None = None,
     ) -> mx.array:
-        """Mean squared error of :meth:`loo_predictions`, ``(...)``: ``sum(w * e**2) / (k * sum(w))``."""
-        p, e, _ = self._errors("loo_loss", x, y, weights, removed)
+        """Mean squared error of :meth:`loo_predictions`, ``(...)``: ``sum(w * e**2) / (k * sum(w))``.
+
+        With a mask it is the mean over the known targets, ``sum(w * mask * e**2) / sum(w * mask)``. float32 for half
+        input, whose squares overflow.
+        """
+        problems, errors_of = self._errors("loo_loss", x, y, weights, removed, mask)
+        squares, weight = [], []
+        for p, e in zip(problems.centred, errors_of, strict=True):
+            with on_cpu():
+                e = e * e if p.w is None else astype(p.w, mx.float64)[..., None] * e * e
+                axes = (-3, -2, -1) if problems.stacked else (-2, -1)
+                squares.append(mx.sum(e, axis=axes))
+                total = p.total_weight * e.shape[-1]
+                weight.append(mx.sum(total, axis=-1) if problems.stacked else total)
         with on_cpu():
-            e = e * e if p.w is None else astype(p.w, mx.float64)[..., None] * e * e
-            return (mx.sum(e, axis=(-2, -1)) / (e.shape[-1] * p.total_weight)).astype(p.out_dtype)
+            loss = sum(squares[1:], squares[0]) / sum(weight[1:], weight[0])
+            return loss.astype(problems.centred[0].entry_dtype)
 
     def _errors(
-        self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None, removed: str
-    ) -> tuple[ReadoutProblem, mx.array, bool]:
+        self,
+        method: str,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None,
+        removed: str,
+        mask: ArrayLike | None,
+    ) -> tuple["_Problems", list[mx.array]]:
         if removed not in ("row", "unit"):
             self._fail('removed must be "row" or "unit"', f"{removed!r}", 'Take "row".', method)
-        p, vector = self._problem(method, x, y, weights, exact=True)
-        return p, errors(p, removed), vector
+        problems = self._problems(method, x, y, weights, mask, exact=True)
+        return problems, [
+            errors(p, removed, lambda i=i: problems.centre(i, True)) for i, p in enumerate(problems.centred)
+        ]
 
     def gcv(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         r"""Generalized cross validation score, ``(...)``; the smaller, the better ``l2``.
@@ -313,21 +485,46 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("gcv", x, y, weights, exact=True)
         score = validation_score(p)
         with on_cpu():
-            return score.astype(p.out_dtype)
+            return score.astype(p.entry_dtype)
 
-    def uncertainty(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> Uncertainty:
-        """How sure the fit to ``(x, y)`` is of its weights and predictions, differentiable and without state.
+    def uncertainty(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, weights_are: WeightsAre = "counts"
+    ) -> Uncertainty:
+        r"""How sure the fit to ``(x, y)`` is of its weights and predictions, differentiable and without state.
+
+        The same weights give the same fit but different standard errors, according to what is known about them:
+
+        ========================  =================================================  ================================
+        ``weights_are``           Weight 2 says                                      Residual variance
+        ========================  =================================================  ================================
+        ``"counts"``              the row was observed twice                         RSS / (sum of weights - df)
+        ``"precisions"``          half the variance of a row of weight 1             RSS / (number of rows - df)
+        ``"inverse variances"``   the variance is 1/2: weights are 1 / sigma^2       1
+        ========================  =================================================  ================================
+
+        with RSS the weighted sum of squared residuals and df the degrees of freedom that the fit has used. statsmodels
+        calls the second ``WLS``, SciPy's ``curve_fit`` the last two ``absolute_sigma=False`` and ``True``;
+        :func:`pinvnn.varpro.varpro` takes the same argument.
 
         Args:
             x: ``(..., m, n)``. Problems with m < n cost O(n^3), too.
             y: ``(..., m, k)`` or ``(m,)``.
-            weights: ``(..., m)`` or None. They count rows: degrees of freedom are sums of weights.
+            weights: ``(..., m)`` or None. Rows of weight 0 are no rows.
+            weights_are: What the weights are, see above.
 
         Returns:
-            An :class:`Uncertainty`. NaN where no degree of freedom is left.
+            An :class:`Uncertainty`, in float32 for half input. NaN where the residual variance is estimated and no
+            degree of freedom is left.
+
+        Raises:
+            ValueError: If ``weights_are`` is something else.
         """
+        if weights_are not in ("counts", "precisions", "inverse variances"):
+            rule = 'weights_are must be "counts", "precisions" or "inverse variances"'
+            remedy = 'Take "precisions" for weights 1 / sigma^2 up to a factor.'
+            self._fail(rule, f"{weights_are!r}", remedy, "uncertainty")
         p, _ = self._problem("uncertainty", x, y, weights, exact=True)
-        return uncertainty(p)
+        return uncertainty(p, weights_are)
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` with the stored weights."""
@@ -336,6 +533,42 @@ class LeastSquaresReadout(nn.Module):
         if "bias" in self:
             linear.bias = self.bias
         return linear
+
+
+class _Problems(NamedTuple):
+    """A problem for each set of targets that are known for the same rows, and how to put their results together."""
+
+    parts: list[Part]
+    centred: list[ReadoutProblem]
+    centre: Callable[[int, bool], ReadoutProblem]
+    vector: bool
+
+    @property
+    def stacked(self) -> bool:
+        """Whether each target is a problem of its own, along a batch dimension."""
+        return self.parts[0].columns is None
+
+    def in_order(self, values: list[mx.array]) -> mx.array:
+        """``(..., r, k)`` from the results ``(..., r, .)`` of the problems."""
+        return values[0] if len(values) == 1 and not self.stacked else in_order(self.parts, values)
+
+
+def _masked(
+    part: Part, x: mx.array, y: mx.array, weights: mx.array | None, l2: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
+    """The rows and the penalty of a part, as :func:`centred` takes them: what is not known has weight 0."""
+    dtype = dtypes.working(x, y)
+    with large(dtype):
+        known = part.known.astype(dtype)
+        if part.columns is None:
+            x, weights = x[..., None, :, :], None if weights is None else weights[..., None, :]
+        w = known if weights is None else known * weights
+        targets = columns_of(y, part)
+        targets = mx.where(part.known[..., None], targets, mx.zeros_like(targets))
+    if l2 is not None:
+        with on_cpu():
+            l2 = columns_of(l2, part)
+    return x, targets, w, l2
 
 
 class _Frozen(set):

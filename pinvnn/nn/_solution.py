@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from .._lstsq import lstsq
-from .._mlx import large
+from .._mlx import astype, large, on_cpu
 from .._ridge import ridge
 from .._rules import envelope
 from ._problem import ReadoutProblem
@@ -27,3 +27,18 @@ def smallest_objective(p: ReadoutProblem):
         with large(residuals.dtype):
             return mx.sum(residuals, axis=-1)
     return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype)
+
+
+def rank_and_condition(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
+    """Rank of the weighted, centred features, and the ratio of their largest to their smallest counted singular value.
+
+    ``(...)`` each, lazy; by :func:`pinvnn.lstsq`, so that without a penalty they are those of the solution itself.
+    """
+    result = lstsq(p.a, p.b, weights=p.w)
+    with on_cpu():
+        rank, s = result.rank[..., None], astype(result.singular_values, mx.float64)
+        if s.shape[-1] == 0:
+            return result.rank, mx.ones(result.rank.shape, mx.float64)
+        last = mx.arange(s.shape[-1]) == rank - 1
+        smallest = mx.sum(mx.where(last, s, mx.zeros_like(s)), axis=-1)
+        return result.rank, mx.where(smallest > 0, s[..., 0] / smallest, mx.array(1.0, mx.float64))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx import astype, on_cpu
-from ._fit import FactoredProblem
-from ._leave_one_out import intercept, merged, per_target, squares_and_freedom
+from ._fit import factored, in_float64_of
+from ._leave_one_out import merged, per_target, squares_and_freedom
 from ._problem import ReadoutProblem
 
 
@@ -48,18 +48,19 @@ class Uncertainty(NamedTuple):
             return mx.sqrt(of_fit + rest[..., None, :]).astype(self.residual_variance.dtype)
 
 
-def uncertainty(p: ReadoutProblem) -> Uncertainty:
+def uncertainty(p: ReadoutProblem, weights_are: str = "counts") -> Uncertainty:
     """Covariance, leverages and degrees of freedom of a fit, from one factorization of its n x n form."""
     q = per_target(p)
-    f = FactoredProblem(q)
+    f = factored(q, lambda: in_float64_of(q))
     k = p.b.shape[-1]
     with on_cpu():
-        squares, free = squares_and_freedom(p, f)
-        variance = squares / free
-        w = 1.0 if q.w is None else astype(q.w, mx.float64)
-        leverage = (w * (f.residuals_and_leverages[..., -1] + intercept(q)))[..., None]
+        # Weights that are no counts do not say how many rows there are.
+        rows = None if p.w is None or weights_are == "counts" else mx.sum(p.w > 0, axis=-1).astype(mx.float64)
+        squares, free = squares_and_freedom(p, f, rows)
+        variance = mx.ones_like(squares) if weights_are == "inverse variances" else squares / free
+        leverage = (1 - f.residual_and_rest[1])[..., None]
         leverage = mx.broadcast_to(leverage, (*leverage.shape[:-1], k)) if q is p else merged(leverage)
-        used = mx.broadcast_to(p.total_weight[..., None] - free, variance.shape)
+        used = mx.broadcast_to(f.used_degrees[..., None] if q is p else f.used_degrees, variance.shape)
         covariance = variance[..., None, None] * (f.gram_inverse[..., None, :, :] if q is p else f.gram_inverse)
         of_mean, of_bias = mx.zeros_like(variance), None
         x_mean = mx.zeros((1, p.a.shape[-1]), mx.float64)
@@ -68,7 +69,7 @@ def uncertainty(p: ReadoutProblem) -> Uncertainty:
             of_mean = variance / p.total_weight[..., None]
             rows = x_mean[..., None, :, :]
             of_bias = of_mean + mx.sum((rows @ covariance) * rows, axis=(-2, -1))
-            of_bias = of_bias.astype(p.out_dtype)
+            of_bias = of_bias.astype(p.entry_dtype)
         exact = (variance, covariance, leverage, used, x_mean, of_mean)
-        variance, covariance, leverage, used, x_mean, of_mean = (part.astype(p.out_dtype) for part in exact)
+        variance, covariance, leverage, used, x_mean, of_mean = (part.astype(p.entry_dtype) for part in exact)
     return Uncertainty(variance, covariance, of_bias, leverage, used, x_mean, of_mean)

@@ -2,10 +2,11 @@
 
 import mlx.core as mx
 
-from .._factor import default_rtol, penalty_matrix
+from .._factor import default_rtol, penalty_matrix, right_factor_of_gram
 from .._lstsq import normal_lstsq
 from .._mlx import attach_like, checks, dtypes, on_cpu
 from .._ridge import normal_ridge
+from .._rules import gcv_score, squares_and_degrees, with_value
 from .._types import Penalty
 from ..nn import Uncertainty
 from ._moments import Moments
@@ -76,7 +77,7 @@ def validation_score(name: str, m: Moments, l2: Penalty, bias: bool, dtype: mx.D
     """:func:`gcv_moments` by the ``name`` that errors show."""
     rss, free, _ = _squares_and_freedom(m, _penalty(name, m, l2), bias, dtype)
     with on_cpu():
-        return mx.mean(m.count * rss / (free * free)).astype(dtype)
+        return gcv_score(m.count, rss, free).astype(dtype)
 
 
 def uncertainty_of_moments(name: str, m: Moments, l2: Penalty, bias: bool, dtype: mx.Dtype) -> Uncertainty:
@@ -108,8 +109,28 @@ def _squares_and_freedom(m: Moments, l2, bias: bool, dtype: mx.Dtype) -> tuple[m
         inverses = mx.stack([normal_solve(m.xx, eye, column, dtype) for column in _columns(l2)])
         used = mx.sum(inverses * m.xx, axis=(-2, -1))  # the trace of a product with a symmetric matrix
         free = m.count - used - (1 if bias else 0)
+        fine = _from_eigenvalues(m, l2, bias, dtype)
+        if fine is not None:  # the same with more digits where little is left of the rows
+            rss = with_value(rss, mx.where(mx.isnan(rss), rss, mx.broadcast_to(fine[0], rss.shape)), 1)
+            return rss, with_value(free, mx.broadcast_to(fine[1], free.shape), 1), inverses
         # 1e-9 is far above the rounding error of a trace, and far below one row among all that can be streamed.
         return rss, mx.where(free > 1e-9 * m.count, free, mx.array(float("nan"), mx.float64)), inverses
+
+
+def _from_eigenvalues(m: Moments, l2, bias: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array] | None:
+    """:func:`squares_and_degrees` as constants, or None if the penalty differs by feature."""
+    if m.xx.size == 0 or (isinstance(l2, mx.array) and l2.ndim == 2 and l2.shape[0] > 1):
+        return None
+    n = m.xx.shape[0]
+    resolved = (n * dtypes.eps(mx.float64)) ** 0.5  # what a float64 Gram matrix resolves
+    if isinstance(l2, mx.array):
+        penalty, rtol = l2.astype(mx.float64).reshape(-1), resolved
+    else:
+        penalty, rtol = l2, max(default_rtol(n, n, dtype), resolved) if l2 == 0 else resolved
+    m = Moments(*(mx.stop_gradient(part) for part in m))
+    f = right_factor_of_gram(m.xx, mx.float64, m.xx.shape, rtol)
+    squares, free = squares_and_degrees(m.count, m.yy, f.v.mT @ m.xy, f, penalty, bias)
+    return squares, free
 
 
 def _penalty(name, m, l2):

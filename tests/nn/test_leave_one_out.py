@@ -3,6 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import RidgeCV
 
 from pinvnn.nn import LeastSquaresReadout
@@ -164,6 +166,122 @@ def test_float32_agrees_with_float64_at_condition_1e4():
             assert abs(got[0].item() - want[0].item()) < 1e-5 * want[0].item()
             for slope, expected in zip(*(map(np.array, v[1]) for v in (got, want)), strict=True):
                 assert np.linalg.norm(slope - expected) < tolerance * np.linalg.norm(expected)
+
+
+# --- To what the problem determines, over conditions and penalties --------------------------------
+
+
+def numpy_refits(x, y, w, l2, bias):
+    """Errors of fits to the other rows in float64 by LAPACK, with a penalty as more rows: not by a Gram matrix."""
+    errors = []
+    for i in range(len(y)):
+        keep = np.arange(len(y)) != i
+        rows, targets, of = x[keep], y[keep], w[keep]
+        mean, level = (of @ rows / of.sum(), of @ targets / of.sum()) if bias else (0 * x[0], 0 * y[0])
+        root = np.sqrt(of)[:, None]
+        a, b = root * (rows - mean), root * (targets - level)
+        if np.any(l2):
+            a = np.vstack([a, np.diag(np.sqrt(np.broadcast_to(l2, x.shape[1])))])
+            b = np.vstack([b, np.zeros((x.shape[1], y.shape[1]))])
+        norms = np.linalg.norm(a, axis=0) if np.any(l2) else 1.0
+        solution = np.linalg.lstsq(a / norms, b, rcond=0 if np.any(l2) else min(x.shape) * 2.0**-52)[0]
+        errors.append(y[i] - (x[i] - mean) @ (solution.T / norms).T - level)
+    return np.array(errors)
+
+
+def conditioned(m, n, cond, seed=0):
+    rng = np.random.default_rng(seed)
+    k = min(m, n)
+    u, v = (np.linalg.qr(rng.normal(size=(size, k)))[0] for size in (m, n))
+    x = u * np.logspace(0, -np.log10(cond), k) @ v.T
+    return x, x @ rng.normal(size=(n, K)) + 0.1 * rng.normal(size=(m, K)), rng.uniform(0.3, 3, size=m)
+
+
+def errors_of(x, y, w, l2, bias, dtype=mx.float64):
+    l2 = l2 if isinstance(l2, float) else array(l2)[:, None]
+    readout = LeastSquaresReadout(x.shape[1], y.shape[1], l2=l2, bias=bias)
+    arrays = [array(v, dtype) for v in (x, y)] + [None if w is None else array(w, dtype)]
+    return np.array(arrays[1]).astype(float) - np.array(readout.loo_predictions(*arrays)).astype(float)
+
+
+def close(got, want, tolerance):
+    assert np.max(np.abs(got - want)) <= tolerance * np.max(np.abs(want))  # False for NaN
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 5), (6, 5), (7, 5), (5, 8), (40, 5)], ids=str)
+def test_leave_one_out_over_conditions_and_twelve_decades_of_penalties(shape, bias, weighted):
+    for cond in (1.0, 1e4, 1e8, 1e12):
+        x, y, w = conditioned(*shape, cond)
+        w = w if weighted else None
+        for l2 in (0.0, 1e-12, 1e-8, 1e-4, 1.0, np.logspace(-6, 0, shape[1])):
+            want = numpy_refits(x, y, np.ones(len(x)) if w is None else w, l2, bias)
+            size = 1e3 if np.ndim(l2) else l2**-0.5 if l2 else np.inf
+            close(errors_of(x, y, w, l2, bias), want, 1e-9 + 1e4 * 2.0**-52 * min(cond, size))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 5), (7, 5), (40, 5)], ids=str)
+def test_leave_one_out_over_conditions_in_float32(shape, bias):
+    for cond in (1.0, 1e3, 1e5):
+        x, y, w = (v.astype(np.float32).astype(float) for v in conditioned(*shape, cond))
+        for l2 in (0.0, 1e-8, 1e-4, 1.0):
+            got = errors_of(x, y, w, l2, bias, mx.float32)
+            close(got, numpy_refits(x, y, w, l2, bias), 3e-6 + 30 * 2.0**-23 * min(cond, l2**-0.5 if l2 else np.inf))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("m", [8, 60])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_row_that_alone_carries_a_feature_under_a_small_penalty(bias, m, dtype):
+    rng = np.random.default_rng(1)
+    x, y, w = (v.astype(np.float32) for v in (rng.normal(size=(m, 4)), rng.normal(size=(m, 2)), rng.uniform(1, 2, m)))
+    x[:, 1] = np.arange(m) == 3
+    for l2 in (0.0, 1e-12, 1e-8, 1e-4):
+        want = numpy_refits(*(v.astype(float) for v in (x, y, w)), l2, bias)
+        close(errors_of(x, y, w, l2, bias, dtype), want, 1e-5 + 10 * 2.0**-52 / l2 if l2 else 1e-5)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    m=st.integers(4, 14), n=st.integers(1, 8), bias=st.booleans(), weighted=st.booleans(), seed=st.integers(0, 999),
+    exponents=st.lists(st.integers(-3, 3), min_size=8, max_size=8), units=st.integers(-12, 12), l2=st.integers(-12, 1),
+)
+def test_units_order_and_penalties(m, n, bias, weighted, seed, exponents, units, l2):
+    rng = np.random.default_rng(seed)
+    x, y, w = rng.normal(size=(m, n)), rng.normal(size=(m, K)), rng.uniform(0.3, 3, size=m) if weighted else None
+    scale, order = 10.0 ** np.array(exponents[:n]), rng.permutation(m)
+    ones = np.ones(m) if w is None else w
+    # A column in other units, with its penalty in the units of its coefficient, is the same problem.
+    want = numpy_refits(x, y, ones, 10.0**l2, bias)
+    of = None if w is None else w[order]
+    got = errors_of((x * scale)[order], y[order] * 10.0**units, of, 10.0**l2 * scale**2, bias)
+    close(got * 10.0**-units, want[order], 1e-5)
+    close(errors_of(x[order], y[order], of, 10.0**l2, bias), want[order], 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (8, 5)], ids=str)
+def test_derivatives_under_a_small_penalty(shape):
+    x, y, w = (array(v) for v in conditioned(*shape, 10.0))
+    gradcheck(LeastSquaresReadout(5, K, l2=1e-6).loo_loss, x, y, w, rtol=1e-4)
+
+
+@pytest.mark.parametrize("l2", [1e-10, 1e-6, 1.0])
+@pytest.mark.parametrize("m", [5, 6, 9])
+def test_gcv_over_penalties_is_that_of_singular_values(m, l2):
+    x, y, _ = conditioned(m, 5, 10.0)
+    a, b = x - x.mean(0), y - y.mean(0)
+    u, s, _ = np.linalg.svd(a, full_matrices=False)
+    rank = min(5, m - 1)
+    u, c = u[:, :rank], l2 / (s[:rank] ** 2 + l2)
+    beta = u.T @ b
+    outside = (b - u @ beta) if m > rank + 1 else 0 * b
+    free = m - 1 - rank + c.sum()
+    want = np.mean(m * np.sum((outside + u @ (c[:, None] * beta)) ** 2, axis=0) / free**2)
+    got = LeastSquaresReadout(5, K, l2=l2).gcv(array(x), array(y)).item()
+    streamed = ReadoutStatistics(5, K).update(array(x), array(y)).gcv(l2).item()
+    np.testing.assert_allclose([got, streamed], want, rtol=1e-6)
 
 
 # --- Derivatives ----------------------------------------------------------------------------------

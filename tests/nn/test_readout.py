@@ -145,13 +145,104 @@ def test_a_vector_gives_a_vector():
     assert readout.fit(x, vector)(x).shape == (5, 1)
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32, mx.float64])
+HALF = [mx.float16, mx.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [*HALF, mx.float32, mx.float64])
 def test_dtypes_come_back_as_they_went_in(dtype):
     x, y, _ = (v.astype(dtype) for v in data(5))
     readout = LeastSquaresReadout(N, K, l2=0.5)
-    outputs = [*readout.solve(x, y), readout.adapt(x, y, x), readout.projected_loss(x, y), readout.fit(x, y).weight]
+    outputs = [*readout.solve(x, y), readout.adapt(x, y, x), readout.loo_predictions(x, y)]
     assert {out.dtype for out in outputs} == {dtype}
-    assert readout(x).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_losses_and_scores_of_half_input_are_float32(dtype):
+    x, y, w = (v.astype(dtype) for v in data(9))
+    y = y * 8e3 if dtype == mx.float16 else y
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    single = [v.astype(mx.float32) for v in (x, y, w)]
+    for method in (readout.projected_loss, readout.loo_loss, readout.gcv):
+        got, want = method(x, y, w), method(*single)
+        assert got.dtype == mx.float32 and np.isfinite(got.item())
+        assert got.item() == pytest.approx(want.item(), rel=1e-6)
+    for got, want in zip(readout.uncertainty(x, y, w), readout.uncertainty(*single), strict=True):
+        assert got is not None and want is not None and got.dtype == mx.float32
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("features", "layer", "stored"),
+    [
+        (mx.bfloat16, mx.float32, mx.float32),
+        (mx.float16, mx.float32, mx.float32),
+        (mx.bfloat16, mx.bfloat16, mx.bfloat16),
+        (mx.float32, mx.bfloat16, mx.bfloat16),
+        (mx.float32, mx.float32, mx.float32),
+        (mx.float64, mx.float32, mx.float64),
+        (mx.float32, mx.float64, mx.float32),
+    ],
+    ids=str,
+)
+def test_the_dtype_that_a_fit_leaves(features, layer, stored):
+    x, y, _ = data(9)
+    readout = LeastSquaresReadout(N, K, l2=0.5)
+    with mx.stream(mx.cpu):
+        readout.weight, readout.bias = readout.weight.astype(layer), readout.bias.astype(layer)
+        x, y = x.astype(features), y.astype(features)
+    readout.fit(x, y)
+    assert readout.weight.dtype == stored and readout.bias.dtype == stored
+    if stored == mx.float32:  # not rounded to half on the way
+        want = LeastSquaresReadout(N, K, l2=0.5).fit(x.astype(mx.float32), y.astype(mx.float32))
+        np.testing.assert_array_equal(np.array(readout.weight), np.array(want.weight))
+
+
+def test_rank_and_condition_of_a_fit():
+    x, y, w = data(9)
+    x = mx.concatenate([x[:, :2], x[:, :1] - x[:, 1:2]], axis=1)
+    readout = LeastSquaresReadout(N, K)
+    assert readout.rank is None and readout.cond is None and "rank" not in repr(readout)
+    centred = np.array(x) - np.average(np.array(x), axis=0, weights=np.array(w))
+    s = np.linalg.svd(np.sqrt(np.array(w))[:, None] * centred, compute_uv=False)
+    for l2 in (0.0, 0.5):
+        readout = LeastSquaresReadout(N, K, l2=l2).fit(x, y, w)
+        assert readout.rank == 2 and readout.cond == pytest.approx(s[0] / s[1])
+        assert f"rank=2, cond={readout.cond:.3g})" in repr(readout)
+    assert copy.deepcopy(readout).rank == 2
+    full = LeastSquaresReadout(N, K).fit(*data(9))
+    assert full.rank == N
+    x, y, _ = data(9, dtype=mx.float32)
+    heavy = LeastSquaresReadout(N, K, bias=False).fit(x, y, [1e18] + [1.0] * 8)
+    assert heavy.rank == 1  # beside it the other rows are rounding noise
+
+
+def test_integers_beyond_float32_are_refused_with_the_remedy():
+    x = mx.array([[4155915305 + 190 * i] for i in range(9)])
+    y = mx.arange(9)
+    readout = LeastSquaresReadout(1, 1, l2=0.5)
+    for call in (readout.fit, readout.solve, readout.loo_loss, readout.gcv, readout.projected_loss):
+        with pytest.raises(ValueError, match="integers in x must be exact in float32, but got 4155915305. Subtract an"):
+            call(x, y)
+    with pytest.raises(ValueError, match="integers in y must be exact"):
+        readout.fit(y[:, None], x[:, 0])
+    with pytest.raises(ValueError, match="integers in x must be exact"):
+        readout(x)
+    near = readout.fit(x - 4155915305, y)
+    assert near.weight.item() == pytest.approx(1 / 190, rel=1e-3)
+
+
+def test_a_fit_inside_of_a_transformation_names_solve():
+    x, y, _ = data(9, dtype=mx.float32)
+    readout = LeastSquaresReadout(N, K)
+    for transform in (mx.compile, lambda fn: lambda x, y: mx.vmap(fn)(x[None], y[None])):
+        with pytest.raises(ValueError, match="fit must be called outside of mx.compile and mx.vmap.*Use solve"):
+            transform(lambda x, y: readout.fit(x, y).weight)(x, y)
+
+
+def test_weights_that_overflow_are_named():
+    x, y, _ = data(9, dtype=mx.float32)
+    with pytest.raises(ValueError, match="weights must have a finite sum, but got inf .* Divide them by the largest"):
+        LeastSquaresReadout(N, K, l2=0.5).fit(x, y, mx.full((9,), 1e38))
 
 
 # --- Derivatives ----------------------------------------------------------------------------------

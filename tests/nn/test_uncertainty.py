@@ -113,3 +113,38 @@ def test_derivatives_of_the_predictive_variance():
         return LeastSquaresReadout(N, K, l2=l2).uncertainty(x, y, w).predictive_std(x[:2])
 
     gradcheck(fn, x[:8], y[:8], w[:8], mx.array(0.5, mx.float64))
+
+
+def test_weights_as_precisions_and_inverse_variances_are_statsmodels_and_scipys():
+    x, y, w = data()
+    w = w * 1e-3 + 0.01  # no counts: their sum is far below the number of rows
+    readout = LeastSquaresReadout(N, 1)
+    relative, known = (
+        readout.uncertainty(*arrays(x, y[:, 0], w), weights_are=kind) for kind in ("precisions", "inverse variances")
+    )
+    design = sm.add_constant(x)
+    wls = sm.WLS(y[:, 0], design, weights=w).fit()
+    inverse = np.linalg.inv(design.T @ (w[:, None] * design))
+    assert relative.bias_variance is not None and known.bias_variance is not None
+    for got, want in [(relative, wls.cov_params()), (known, inverse)]:
+        np.testing.assert_allclose(np.array(got.weight_covariance[0]), want[1:, 1:], rtol=1e-8)
+        np.testing.assert_allclose(got.bias_variance.item(), want[0, 0], rtol=1e-8)
+        assert got.degrees_of_freedom.item() == pytest.approx(N + 1)
+    assert relative.residual_variance.item() == pytest.approx(wls.scale) and known.residual_variance.item() == 1
+    scaled = readout.uncertainty(*arrays(x, y[:, 0], 7 * w), weights_are="precisions")
+    np.testing.assert_allclose(np.array(scaled.weight_covariance), np.array(relative.weight_covariance), rtol=1e-9)
+    model = scipy.optimize.curve_fit(
+        lambda x, a, b, c, d: x @ [a, b, c] + d, x, y[:, 0], np.ones(4), sigma=w**-0.5, absolute_sigma=True
+    )
+    np.testing.assert_allclose(np.array(known.weight_covariance[0]), model[1][:3, :3], rtol=1e-4)
+    with pytest.raises(ValueError, match='weights_are must be "counts", .*, but got \'sigma\'. Take "precisions"'):
+        readout.uncertainty(*arrays(x, y[:, 0], w), weights_are="sigma")  # type: ignore[arg-type]
+
+
+def test_no_weights_are_all_three():
+    x, y, _ = data()
+    readout = LeastSquaresReadout(N, K, l2=[0.3, 2.0])
+    counts, precisions = (
+        readout.uncertainty(*arrays(x, y), weights_are=kind).weight_covariance for kind in ("counts", "precisions")
+    )
+    np.testing.assert_allclose(np.array(counts), np.array(precisions), rtol=1e-12)
