@@ -298,7 +298,8 @@ def _numpy_crosses(a, b, w) -> tuple[mx.array, mx.array]:
     """A^T D A and A^T D b by NumPy, whose BLAS is the faster one on Linux; by blocks of rows."""
     import numpy as np
 
-    a, b, w = (None if v is None else np.asarray(v) for v in (a, b, w))
+    a, b = np.asarray(a), np.asarray(b)
+    w = None if w is None else np.asarray(w)
     m = a.shape[-2]
     step = max(1, _NUMBERS_AT_ONCE * m // (a.size + b.size))
     gram, rhs = 0.0, 0.0
