@@ -87,7 +87,7 @@ def lsq_linear(
     References:
         L. F. Portugal, J. J. Judice and L. N. Vicente, Math. Comp. 63 (1994), 625-643, doi
         10.1090/S0025-5718-1994-1250776-4; P. B. Stark and R. L. Parker, Comput. Stat. 10 (1995), 129-141. The
-        derivative: docs/math.md.
+        derivative: docs/math.md, section 18.
 
     Example:
         >>> import mlx.core as mx

@@ -17,13 +17,13 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross, crosses, residual
-from .._mlx.eager import evaluated_crosses, visible
+from .._mlx.eager import visible
 from .._mlx.place import on_cpu
 from .active_set import bounded_free_set
 from .full_rank import cholesky_factor, nan_unless
 from .lapack import cholesky, tri_inv
 from .ridge_values import RidgeInverse
-from .right_factor import nan_where_negative
+from .right_factor import RightFactor, nan_where_negative
 
 _EPS = dtypes.eps(mx.float64)
 # Rounds without progress before variables are exchanged one by one.
@@ -79,10 +79,14 @@ def bounded_solution(
         a, b, l2, lower, upper = map(mx.stop_gradient, (a, b, l2, lower, upper))
         w = None if w is None else nan_where_negative(mx.stop_gradient(w))
         eager = visible(a, b, w, l2, lower, upper)
-        gram, rhs = (evaluated_crosses if eager else crosses)(a, [a, b], w)
+        gram, rhs = _numpy_crosses(a, b, w) if eager else crosses(a, [a, b], w)
         p = _scaled(gram, rhs, a, b, w, l2, lower, upper)
         x, state = _by_numpy(p, a, b, w, l2) if eager else _in_graph(p)
-        return _unscaled(p, x, state, a, b, w, l2, lower, upper)
+        x = (x / p.lengths).mT
+        if a.dtype == mx.float64:  # A step of iterative refinement: forming the Gram matrix has lost digits.
+            slope = _numpy_slope(a, b, w, x) if eager else cross(a, residual(a, b, x), w)
+            x = _refined(x, slope - l2 * x, gram, l2, (state == 0).mT)
+        return _within(x, state.mT, lower, upper), state.mT
 
 
 def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) -> RidgeInverse:
@@ -100,16 +104,20 @@ def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) 
     with on_cpu():
         a, l2, free = map(mx.stop_gradient, (a, l2, free))
         w = None if w is None else nan_where_negative(mx.stop_gradient(w))
-        n, on = a.shape[-1], free.mT
-        gram = cross(a, a, w)[..., None, :, :] + mx.eye(n, dtype=mx.float64) * l2.mT[..., None, :]
-        diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
-        largest = mx.max(mx.where(on > 0, diagonal, mx.zeros_like(diagonal)), axis=-1, keepdims=True)
-        largest = mx.where(largest > 0, largest, mx.ones_like(largest))
-        held = mx.eye(n, dtype=mx.float64) * ((1 - on) * largest)[..., None, :]
-        gram = gram * (on[..., None] * on[..., None, :]) + held
-        found = cholesky_factor(gram, a.dtype)
-        f = nan_unless(found.sound, found.right)
-        return RidgeInverse(f._replace(v=mx.stop_gradient(f.v * on[..., None])), "feature")
+        return RidgeInverse(_free_factor(cross(a, a, w), l2, free, a.dtype), "feature")
+
+
+def _free_factor(gram, l2, free, entries) -> RightFactor:
+    """The full factor of K + L_t within the free rows and columns."""
+    n, on = gram.shape[-1], free.mT
+    gram = gram[..., None, :, :] + mx.eye(n, dtype=mx.float64) * l2.mT[..., None, :]
+    diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
+    largest = mx.max(mx.where(on > 0, diagonal, mx.zeros_like(diagonal)), axis=-1, keepdims=True)
+    largest = mx.where(largest > 0, largest, mx.ones_like(largest))
+    held = mx.eye(n, dtype=mx.float64) * ((1 - on) * largest)[..., None, :]
+    found = cholesky_factor(gram * (on[..., None] * on[..., None, :]) + held, entries)
+    f = nan_unless(found.sound, found.right)
+    return f._replace(v=mx.stop_gradient(f.v * on[..., None]))
 
 
 # --- One round, in NumPy or in a graph --------------------------------------------------------------------------------
@@ -286,6 +294,34 @@ def _one_by_active_set(p: Problem, at, a, b, w, l2):
     return x, np.where(free, 0, np.where(x <= lower, -1, 1))
 
 
+def _numpy_crosses(a, b, w) -> tuple[mx.array, mx.array]:
+    """A^T D A and A^T D b by NumPy, whose BLAS is the faster one on Linux; by blocks of rows."""
+    import numpy as np
+
+    a, b = np.asarray(a), np.asarray(b)
+    w = None if w is None else np.asarray(w)
+    m = a.shape[-2]
+    step = max(1, _NUMBERS_AT_ONCE * m // (a.size + b.size))
+    gram, rhs = 0.0, 0.0
+    for i in range(0, m, step):
+        rows = slice(i, i + step)
+        left, right = (v[..., rows, :].astype(float) for v in (a, b))
+        weighted = left if w is None else w[..., rows, None] * left
+        weighted = weighted.swapaxes(-1, -2)
+        gram, rhs = gram + weighted @ left, rhs + weighted @ right
+    return mx.array(gram, mx.float64), mx.array(rhs, mx.float64)
+
+
+def _numpy_slope(a, b, w, x) -> mx.array:
+    """A^T D (b - A x) of float64 arrays."""
+    import numpy as np
+
+    a, b, x = (np.asarray(v) for v in (a, b, x))
+    rest = b - a @ x
+    rest = rest if w is None else np.asarray(w)[..., None] * rest
+    return mx.array(a.swapaxes(-1, -2) @ rest, mx.float64)
+
+
 # --- Before and after -------------------------------------------------------------------------------------------------
 
 
@@ -321,15 +357,16 @@ def _scaled(gram, rhs, a, b, w, l2, lower, upper) -> Problem:
     return Problem(c, q, lower, upper, size, good, lengths, start)
 
 
-def _unscaled(p: Problem, x, state, a, b, w, l2, lower, upper):
-    x, state = (x / p.lengths).mT, state.mT
-    free = mx.where(state == 0, mx.ones_like(x), mx.zeros_like(x))
-    if a.dtype == mx.float64:  # A step of iterative refinement: forming the Gram matrix has lost digits.
-        gradient = cross(a, residual(a, b, x), w) - l2 * x
-        v = free_inverse(a, w, l2, free).f
-        step = _times(v.v, _times(v.v.mT, (gradient * free).mT)).mT * (v.r[..., 0].mT ** 2)
-        x = mx.where(mx.isfinite(step), x + step, x)
+def _refined(x, gradient, gram, l2, is_free):
+    """The minimizer ``x`` moved by Newton's step for the free variables, where there is one."""
+    free = mx.where(is_free, mx.ones_like(x), mx.zeros_like(x))
+    f = _free_factor(gram, l2, free, mx.float64)
+    step = _times(f.v, _times(f.v.mT, (gradient * free).mT)).mT * (f.r[..., 0].mT ** 2)
+    return mx.where(mx.isfinite(step), x + step, x)
+
+
+def _within(x, state, lower, upper):
+    """``x`` with its held variables exactly on their bounds and none outside; NaN stays NaN."""
     inside = mx.minimum(mx.maximum(x, lower), upper)
     held = mx.where(state < 0, lower, upper)
-    x = mx.where(mx.isnan(x), x, mx.where(state == 0, inside, held))
-    return x, state
+    return mx.where(mx.isnan(x), x, mx.where(state == 0, inside, held))

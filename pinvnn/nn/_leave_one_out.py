@@ -152,7 +152,8 @@ def squares_and_freedom(
     q = per_target(p)
     if total is None:
         total = p.total_weight
-    total = total if q is p else total[..., None]
+    with on_cpu():
+        total = total if q is p else total[..., None]
     if q.dual_is_smaller and f is None:
         residual, free = _dual_residual(q)
     else:

@@ -328,8 +328,10 @@ class LeastSquaresReadout(nn.Module):
                     x_mean, y_mean = p.means
                     biases.append(y_mean - matmul(x_mean, solution))
         dtype = dtype or problems.centred[0].out_dtype
-        weight = astype(problems.in_order(weights), dtype).mT
-        return weight, astype(problems.in_order(biases), dtype)[..., 0, :] if biases else None
+        weight = astype(problems.in_order(weights), dtype)
+        bias = astype(problems.in_order(biases), dtype) if biases else None
+        with large(dtype):
+            return weight.mT, None if bias is None else bias[..., 0, :]
 
     def adapt(
         self,

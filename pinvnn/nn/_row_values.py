@@ -48,7 +48,8 @@ class RowValues(NamedTuple):
     @property
     def both(self) -> mx.array:
         """Residuals and leverages, ``(..., m, k + 1)``."""
-        return mx.concatenate(same_batch(self.residual, self.leverage), axis=-1)
+        with on_cpu():
+            return mx.concatenate(same_batch(self.residual, self.leverage), axis=-1)
 
 
 def digits_suffice(values: RowValues, entries: mx.Dtype, least: float = 0.0) -> bool:
