@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._factor import penalty_matrix
-from .._mlx import checks, dtypes, large, on_cpu
+from .._mlx import checks, dtypes, large, on_cpu, size
 from .._types import ArrayLike, Penalty
 from ._problem import features
 
@@ -21,12 +21,12 @@ class Readout(nn.Module):
     bias: mx.array
     log_l2: mx.array
     learn_l2: bool
+    _outputs = "output_dims"
 
     def __init__(self, input_dims: int, output_dims: int, l2: Penalty, bias: bool, learn_l2: bool) -> None:
         super().__init__()
-        for label, dims in [("input_dims", input_dims), ("output_dims", output_dims)]:
-            if not isinstance(dims, int) or dims < 1:
-                self._fail(f"{label} must be a positive integer", f"{dims!r}", "Pass a size.")
+        input_dims = size(type(self).__name__, "input_dims", input_dims, 1)
+        output_dims = size(type(self).__name__, self._outputs, output_dims, 1)
         l2 = checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
         if isinstance(l2, mx.array) and l2.ndim > 2:
             self._fail("l2 must have at most 2 dimensions", f"shape {l2.shape}", "Use one readout for each penalty.")
@@ -52,8 +52,8 @@ class Readout(nn.Module):
         l2: Any = self.l2
         l2 = f"{l2.item():.4g}" if isinstance(l2, mx.array) and l2.ndim == 0 else getattr(l2, "shape", l2)
         return (
-            f"input_dims={self.weight.shape[1]}, output_dims={self.weight.shape[0]}, l2={l2}, bias={'bias' in self}, "
-            f"learn_l2={self.learn_l2}"
+            f"input_dims={self.weight.shape[1]}, {self._outputs}={self.weight.shape[0]}, l2={l2}, "
+            f"bias={'bias' in self}, learn_l2={self.learn_l2}"
         )
 
     @property
@@ -115,4 +115,5 @@ class _Frozen(set):
 
 
 def all_true(condition: mx.array) -> bool:
+    """Whether every entry is true. Evaluates."""
     return bool(mx.all(condition, stream=mx.cpu).item())

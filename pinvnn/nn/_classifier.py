@@ -6,13 +6,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._mlx import astype, checks, dtypes, large, on_cpu, size
+from .._mlx import astype, checks, dtypes, large, on_cpu
 from .._types import ArrayLike, Penalty
 from ._calibration import calibrated
-from ._readout import LeastSquaresReadout, all_true
+from ._labels import LabelReadout
+from ._readout import LeastSquaresReadout
 
 
-class RidgeClassifier(LeastSquaresReadout):
+class RidgeClassifier(LabelReadout, LeastSquaresReadout):
     r"""A classifier in closed form: ridge regression on targets of :math:`\pm 1`, scaled and shifted to logits.
 
     .. math::
@@ -80,44 +81,16 @@ class RidgeClassifier(LeastSquaresReadout):
         learn_l2: bool = False,
         class_weights: ArrayLike | Literal["balanced"] | None = None,
     ):
-        num_classes = size(type(self).__name__, "num_classes", num_classes, 1)
         super().__init__(input_dims, num_classes, l2, bias, learn_l2)
         self.scale = mx.array(1.0)
-        self.shift = mx.zeros((num_classes,))
-        self._class_weights = self._checked_class_weights(class_weights, num_classes)
-
-    def _checked_class_weights(self, weights, classes):
-        if weights is None or (isinstance(weights, str) and weights == "balanced"):
-            return weights
-        if isinstance(weights, str):
-            self._fail('class_weights must be an array or "balanced"', f"{weights!r}", 'Pass "balanced".')
-        weights = checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
-        if weights.shape != (classes,):
-            self._fail(f"class_weights must have the shape ({classes},)", f"{weights.shape}", "Pass one a class.")
-        if not all_true(weights >= 0):
-            self._fail("class_weights must be non-negative", f"{weights.tolist()}", "Pass 0 to ignore a class.")
-        return weights
-
-    def _extra_repr(self) -> str:
-        kind = self._class_weights
-        shown = kind if kind is None or isinstance(kind, str) else kind.shape
-        return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
-
-    def _labels(self, name: str, y: ArrayLike, rows: int) -> mx.array:
-        """Labels ``(..., m)`` as an array of integers."""
-        labels = checks.array(name, "labels", y, 1)
-        if mx.issubdtype(labels.dtype, mx.inexact):
-            checks.fail(name, "labels must be integers", f"{labels.dtype}", "Cast them, or use argmax.", TypeError)
-        if labels.ndim > 1 and labels.shape[-2] == rows != labels.shape[-1]:
-            rule, got = "labels must be one integer for each row, shape (..., m)", f"shape {labels.shape}"
-            remedy = "Pass labels[..., 0]." if labels.shape[-1] == 1 else "Pass the argmax of one-hot labels."
-            checks.fail(name, rule, got, remedy)
-        return labels
+        self.shift = mx.zeros((self._dims[1],))
+        self._class_weights = self._checked_class_weights(class_weights, self._dims[1])
 
     def _rows(self, method, x, y, weights):
         """Rows for the base class: targets of +-1 for labels, and weights multiplied by those of the classes."""
         name = f"{type(self).__name__}.{method}"
-        x = _at_least_float32(checks.array(name, "x", x, 2))
+        x = checks.array(name, "x", x, 2)
+        x = astype(x, dtypes.working(x))
         labels = self._labels(name, y, x.shape[-2])
         dtype = dtypes.working(x)
         hot = labels[..., None] == mx.arange(self._dims[1])
@@ -127,43 +100,14 @@ class RidgeClassifier(LeastSquaresReadout):
         x, targets, weights, _ = super()._rows(method, x, targets, weights)
         return x, targets, self._weighed(hot, weights, dtype), False
 
-    def _weighed(self, hot: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
-        """``weights`` (..., m) times the class weights of the rows, whose one-hot labels are ``hot`` (..., m, c)."""
-        if self._class_weights is None:
-            return weights
-        with large(dtype):
-            hot = hot.astype(dtype)
-            of_class = self._class_weights
-            if isinstance(of_class, str):
-                counts = hot if weights is None else weights[..., None] * hot
-                counts = mx.sum(counts, axis=-2, keepdims=True)
-                seen = counts > 0
-                of_class = mx.sum(counts, axis=-1, keepdims=True) / mx.where(seen, counts * hot.shape[-1], 1)
-            of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
-            of_row = mx.where(mx.any(hot > 0, axis=-1), of_row, 1)  # no class: its target of NaN must show, not vanish
-            return of_row if weights is None else of_row * weights
-
     def _logits(self, scores: mx.array) -> mx.array:
         """Scale and shift applied to ``scores`` (..., c)."""
         with large(scores.dtype):
             return astype(self.scale, scores.dtype) * scores + astype(self.shift, scores.dtype)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights."""
-        x = checks.array(type(self).__name__, "x", x, 1)
-        return self._logits(super().__call__(_at_least_float32(x)))
-
-    def predict_proba(self, x: mx.array) -> mx.array:
-        """Probabilities of the classes ``(..., c)`` for ``x`` ``(..., n)``."""
-        logits = self(x)
-        with large(logits.dtype):
-            return mx.softmax(logits, axis=-1)
-
-    def predict(self, x: mx.array) -> mx.array:
-        """Labels ``(...)``, uint32, of the largest logits for ``x`` ``(..., n)``."""
-        logits = self(x)
-        with large(logits.dtype):
-            return mx.argmax(logits, axis=-1)
+    def __call__(self, x: ArrayLike) -> mx.array:
+        """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights; float32 for half input."""
+        return self._logits(super().__call__(x))
 
     def fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> "RidgeClassifier":
         """Solve for ``weight`` and ``bias``, calibrate ``scale`` and ``shift``, and return the classifier. Eager.
@@ -235,11 +179,6 @@ class RidgeClassifier(LeastSquaresReadout):
         linear.weight = self.scale * linear.weight
         linear.bias = self.scale * linear.bias + self.shift if "bias" in linear else self.shift
         return linear
-
-
-def _at_least_float32(x: mx.array) -> mx.array:
-    """``x``, in float32 if it is half precision or integers."""
-    return astype(x, dtypes.working(x))
 
 
 def _in_numpy(x: mx.array) -> np.ndarray:

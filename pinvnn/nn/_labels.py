@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from .._mlx import astype, checks, dtypes, large, on_cpu
 from .._rules import logistic
-from .._types import ArrayLike, Penalty
+from .._types import ArrayLike
 from ._base import Readout, all_true
 from ._problem import features
 
@@ -14,17 +14,8 @@ from ._problem import features
 class LabelReadout(Readout):
     """A readout of logits, one for each class."""
 
-    def __init__(
-        self,
-        input_dims: int,
-        num_classes: int,
-        l2: Penalty,
-        bias: bool,
-        learn_l2: bool,
-        class_weights: ArrayLike | Literal["balanced"] | None,
-    ) -> None:
-        super().__init__(input_dims, num_classes, l2, bias, learn_l2)
-        self._class_weights = self._checked_class_weights(class_weights, num_classes)
+    _outputs = "num_classes"
+    _class_weights: Literal["balanced"] | mx.array | None
 
     def _checked_class_weights(self, weights, classes):
         if weights is None or (isinstance(weights, str) and weights == "balanced"):
@@ -41,7 +32,7 @@ class LabelReadout(Readout):
     def _extra_repr(self) -> str:
         kind = self._class_weights
         shown = kind if kind is None or isinstance(kind, str) else kind.shape
-        return super()._extra_repr().replace("output_dims", "num_classes") + f", class_weights={shown}"
+        return super()._extra_repr() + f", class_weights={shown}"
 
     def _labels(self, name: str, y: ArrayLike, rows: int) -> mx.array:
         """Labels ``(..., m)`` as an array of integers."""

@@ -105,8 +105,9 @@ class LogisticReadout(LabelReadout):
         learn_l2: bool = False,
         class_weights: ArrayLike | Literal["balanced"] | None = None,
     ) -> None:
-        super().__init__(input_dims, num_classes, l2, bias, learn_l2, class_weights)
-        if num_classes < 2:
+        super().__init__(input_dims, num_classes, l2, bias, learn_l2)
+        self._class_weights = self._checked_class_weights(class_weights, self._dims[1])
+        if self._dims[1] < 2:
             self._fail("num_classes must be at least 2", f"{num_classes}", "One class needs no classifier.")
         self._steps, self._reason = 0, "not fitted"
 

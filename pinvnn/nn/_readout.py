@@ -1,16 +1,13 @@
 """A linear layer whose weights are a least-squares fit."""
 
-import math
-from collections.abc import Callable, Iterable
-from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from .._factor import penalty_matrix
-from .._mlx import astype, checks, dtypes, large, matmul, on_cpu, size
+from .._mlx import astype, checks, dtypes, large, matmul, on_cpu
 from .._types import ArrayLike, Penalty
+from ._base import Readout, all_true
 from ._leave_one_out import errors, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
 from ._solution import rank_and_condition, smallest_objective, solve
@@ -29,7 +26,7 @@ Removed: TypeAlias = Literal["row", "unit"]
 WeightsAre: TypeAlias = Literal["counts", "precisions", "inverse variances"]
 
 
-class LeastSquaresReadout(nn.Module):
+class LeastSquaresReadout(Readout):
     r"""A linear layer whose weights are set by (ridge) least squares instead of by an optimizer.
 
     .. math::
@@ -102,63 +99,15 @@ class LeastSquaresReadout(nn.Module):
         solvers, ICLR 2019, arXiv 1805.08136.
     """
 
-    weight: mx.array
-    bias: mx.array
-    log_l2: mx.array
-    learn_l2: bool
-
     def __init__(
         self, input_dims: int, output_dims: int, l2: Penalty = 0.0, bias: bool = True, learn_l2: bool = False
     ) -> None:
-        super().__init__()
-        input_dims = size(type(self).__name__, "input_dims", input_dims, 1)
-        output_dims = size(type(self).__name__, "output_dims", output_dims, 1)
-        l2 = checks.penalty(type(self).__name__, l2, input_dims, output_dims, False)
-        if isinstance(l2, mx.array) and l2.ndim > 2:
-            self._fail("l2 must have at most 2 dimensions", f"shape {l2.shape}", "Use one readout for each penalty.")
-        self.weight = mx.zeros((output_dims, input_dims))
-        if bias:
-            self.bias = mx.zeros((output_dims,))
-        self.learn_l2 = bool(learn_l2)
+        super().__init__(input_dims, output_dims, l2, bias, learn_l2)
         self._fitted: tuple[int, float] | None = None
-        if learn_l2:
-            with on_cpu():
-                start = mx.array(l2).astype(mx.float32)
-                if not all_true(start > 0):
-                    self._fail("a learnable l2 must be positive", f"{l2}", "Start from a small number.")
-                self.log_l2 = mx.log(start)
-        else:
-            self._l2 = l2  # An array would be a parameter of the module, were it not for the underscore.
-        self._no_grad = _Frozen({"weight", "bias"} & set(self))
-
-    def _fail(self, rule: str, got: str, remedy: str, method: str | None = None) -> NoReturn:
-        name = type(self).__name__
-        checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
 
     def _extra_repr(self) -> str:
-        l2: Any = self.l2
-        l2 = f"{l2.item():.4g}" if isinstance(l2, mx.array) and l2.ndim == 0 else getattr(l2, "shape", l2)
-        return (
-            f"input_dims={self.weight.shape[1]}, output_dims={self.weight.shape[0]}, l2={l2}, bias={'bias' in self}, "
-            f"learn_l2={self.learn_l2}" + ("" if self.rank is None else f", rank={self.rank}, cond={self.cond:.3g}")
-        )
-
-    @property
-    def l2(self) -> float | mx.array:
-        """The penalty: a number or an array; if it is learned, the exponential of ``log_l2``."""
-        if not self.learn_l2:
-            return self._l2
-        with on_cpu():  # A power of e, since MLX's float64 exp is right to 1e-7 only.
-            return mx.power(mx.array(math.e, mx.float64), self.log_l2.astype(mx.float64))
-
-    def _penalty(self) -> mx.array | None:
-        """The penalty as a two-dimensional float64 array, None for the number 0."""
-        l2 = self.l2
-        return None if isinstance(l2, Number) and l2 == 0 else penalty_matrix(l2)
-
-    @property
-    def _dims(self) -> tuple[int, int]:
-        return self.weight.shape[1], self.weight.shape[0]
+        found = "" if self.rank is None else f", rank={self.rank}, cond={self.cond:.3g}"
+        return super()._extra_repr() + found
 
     def _rows(
         self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None
@@ -201,12 +150,6 @@ class LeastSquaresReadout(nn.Module):
 
         return _Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
 
-    def __call__(self, x: ArrayLike) -> mx.array:
-        """Predictions ``(..., k)`` for ``x`` (..., n) with the stored weights."""
-        x = features(type(self).__name__, "x", x, self._dims[0])
-        with large(dtypes.working(x, self.weight)):
-            return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
-
     def fit(
         self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> "Self":
@@ -246,11 +189,7 @@ class LeastSquaresReadout(nn.Module):
             if not all_true(mx.isfinite(weight)):
                 rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
                 self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
-        with on_cpu():  # As if read from a file: the last bit of a product depends on that.
-            self.weight = mx.contiguous(weight)
-            mx.eval(self.weight)
-        if bias is not None:
-            self.bias = bias
+        self._store(weight, bias)
         ranks, conditions = zip(*found, strict=True)
         self._fitted = int(min(rank.item() for rank in ranks)), float(max(cond.item() for cond in conditions))
         return self
@@ -526,14 +465,6 @@ class LeastSquaresReadout(nn.Module):
         p, _ = self._problem("uncertainty", x, y, weights, exact=True)
         return uncertainty(p, weights_are)
 
-    def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` with the stored weights."""
-        linear = nn.Linear(*self._dims, bias="bias" in self)
-        linear.weight = self.weight
-        if "bias" in self:
-            linear.bias = self.bias
-        return linear
-
 
 class _Problems(NamedTuple):
     """A problem for each set of targets that are known for the same rows, and how to put their results together."""
@@ -569,26 +500,3 @@ def _masked(
         with on_cpu():
             l2 = columns_of(l2, part)
     return x, targets, w, l2
-
-
-class _Frozen(set):
-    """The frozen parameters of a module, of which the first ones stay frozen.
-
-    An override of ``unfreeze`` would not do: that of a parent module reaches into this set.
-    """
-
-    def __init__(self, names: set[str]) -> None:
-        super().__init__(names)
-        self.always = frozenset(names)
-
-    def clear(self) -> None:
-        self.intersection_update(self.always)
-
-    def difference_update(self, *others: Iterable[Any]) -> None:
-        super().difference_update(*others)
-        self.update(self.always)
-
-
-def all_true(condition: mx.array) -> bool:
-    """Whether every entry is true. Evaluates."""
-    return bool(mx.all(condition, stream=mx.cpu).item())
