@@ -261,9 +261,10 @@ def test_files_linear_and_repr(iris, tmp_path):
     np.testing.assert_allclose(np.array(fitted.to_linear()(x)), np.array(fitted(x)), rtol=1e-4, atol=1e-4)
     without = RidgeClassifier(N, C, bias=False).fit(x, labels)
     np.testing.assert_allclose(np.array(without.to_linear()(x)), np.array(without(x)), rtol=1e-4, atol=1e-4)
-    assert repr(fitted) == (
+    assert repr(loaded) == (
         "RidgeClassifier(input_dims=4, num_classes=3, l2=1.0, bias=True, learn_l2=False, class_weights=None)"
     )
+    assert f"rank=4, cond={fitted.cond:.3g}, class_weights=None" in repr(fitted)
 
 
 def test_labels_that_are_no_class_give_nan(iris):
