@@ -278,14 +278,15 @@ def test_chunks_are_the_whole(weighted):
 @pytest.mark.parametrize("fit", [lambda a: lstsq(a, a[:, :1]).solution, pinv], ids=["lstsq", "pinv"])
 def test_a_trace_holds_no_float64_copies(fit):
     a = gaussian((100_000, 8), mx.float32)
-    held = []
+    held, out_bytes = [], []
 
     def loss(a):
         mx.eval(a)
         before = mx.get_active_memory()
         out = fit(a)
         held.append(mx.get_active_memory() - before)
+        out_bytes.append(out.nbytes)
         return out.sum()
 
     mx.eval(mx.grad(loss)(a))
-    assert held[0] < a.nbytes // 2
+    assert held[0] < out_bytes[0] + a.nbytes // 2  # pinv is evaluated, and of the size of a

@@ -504,7 +504,7 @@ RIDGE = grid(["ridge", "feature", "feature and target"], BOTH, WIDE) + grid(["ri
 NORMAL = grid(["normal ridge", "normal feature", "normal lstsq"], TALL, WIDE)
 CHECKS = {
     "spectral": LSTSQ + FULL + NORMAL[2:] + grid(["values"], TALL, [mx.complex64]),
-    "pinv": LSTSQ + FULL + grid(["pinv"], BOTH, NARROW),
+    "pinv": LSTSQ + FULL + grid(["pinv"], BOTH, NARROW) + grid(["pinv"], TALL, [mx.float32], "emulated GPU"),
     "solve": LSTSQ + FULL + grid(["lstsq", "weighted"], BOTH, NARROW) + RIDGE,
     "square": grid(["full pinv", "full lstsq"], SQUARE, [*WIDE, mx.float32]),
     "dual": grid(["dual", "dual, a weight 0", "dual, no weights"], BOTH, WIDE),
