@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import spec_from_loader
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -27,10 +28,11 @@ ROOM = "_rules"
 FUNCTIONS = {
     "pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq",
     "causal_ridge_step": "_causal", "factorize": "_factorize", "LeastSquaresReadout": "nn", "LogisticReadout": "nn",
+    "nnls": "_nnls", "lsq_linear": "_nnls", "gcv_moments": "streaming", "moments": "streaming",
 }
 
 # These build rules or hand constants on: what they return is no array.
-BUILDERS = {"_eigen", "through_numpy", "value"}
+BUILDERS = {"_eigen", "through_numpy", "value", "kept_shrinkage", "squares_and_degrees"}
 # Terms whose sign no derivative can depend on, by (file, function, term), and why.
 EQUIVALENT = {
     ("spectral", "_eigenvectors", "_EIGEN[twins][1](k, f, f.v)"): "V stands twice in every term",
@@ -287,6 +289,48 @@ def readout(method, *args):
     return fn
 
 
+def numpy_gcv(a, b, w, l2):
+    rest, leverage = numpy_rows(a, b, w, l2)
+    return np.mean(w.sum() * (w @ rest**2) / (w.sum() - np.sum(w * leverage)) ** 2)
+
+
+def numpy_streamed_gcv(a, b, w, l2):
+    """With an intercept."""
+    a, b = (x - w @ x / w.sum() for x in (a, b))
+    rest, leverage = numpy_rows(a, b, w, l2)
+    return np.mean(w.sum() * (w @ rest**2) / (w.sum() - np.sum(w * leverage) - 1) ** 2)
+
+
+def streamed_gcv(p, a, b, w, l2):
+    return p["gcv_moments"](p["moments"](a, b, w), l2)
+
+
+def numpy_bounded(a, b, w, l2, lower, upper):
+    """The best of the solutions with each choice of variables on their bounds that keeps the others within."""
+    n, root = a.shape[1], np.sqrt(w)[:, None]
+    rows = np.vstack([root * a, np.sqrt(l2) * np.eye(n)])
+    columns = []
+    for t in range(b.shape[1]):
+        right, found = np.append(root[:, 0] * b[:, t], np.zeros(n)), []
+        for held in product((-1, 0, 1), repeat=n):
+            free = np.array(held) == 0
+            x = np.where(free, 0.0, np.where(np.array(held) < 0, lower[:, 0], upper[:, 0]))
+            x[free] = np.linalg.lstsq(rows[:, free], right - rows @ x, rcond=None)[0]
+            if np.all(np.isfinite(x)) and np.all(lower[:, 0] - 1e-9 <= x) and np.all(x <= upper[:, 0] + 1e-9):
+                found.append((np.sum((right - rows @ x) ** 2), x))
+        columns.append(min(found, key=lambda pair: pair[0])[1])
+    return np.stack(columns, axis=1)
+
+
+def bounded(p, a, b, w, l2, lower, upper):
+    return p["lsq_linear"](a, b, (lower, upper), l2=l2, weights=w)
+
+
+def numpy_nnls(a, b, w, l2):
+    n = a.shape[1]
+    return numpy_bounded(a, b, w, l2, np.zeros((n, 1)), np.full((n, 1), 1e9))
+
+
 LABELS = np.eye(3)[[0, 1, 2, 0, 1]]
 
 
@@ -373,6 +417,11 @@ PROBLEMS = {
     "logistic, objective": (logistic(lambda layer, *args: layer.projected_loss(*args)),
                             numpy_logistic_objective, "aws"),
     "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args)), numpy_logistic_left_out, "aws"),
+    "gcv": (readout(lambda layer, *args: layer.gcv(*args)), numpy_gcv, "abws"),
+    "gcv, truncated": (readout(lambda layer, *args: layer.gcv(*args)), partial(numpy_gcv, l2=None), "abw"),
+    "gcv, streamed": (streamed_gcv, numpy_streamed_gcv, "abws"),
+    "bounded": (bounded, numpy_bounded, "abwsou"),
+    "bounded, from zero": (lambda p, a, b, w, l2: p["nnls"](a, b, l2=l2, weights=w), numpy_nnls, "abws"),
     "causal": (causal, numpy_causal, "qabsd"),
     "objective, truncated": (OBJECTIVE, lambda a, b, w: np.sum(numpy_residuals(a, b, w)) / b.size, "abw"),
     "objective": (OBJECTIVE, numpy_objective, "abwl"),
@@ -423,6 +472,8 @@ class Problem:
             "z": np.linspace(0, 1.1, m),
             "l": np.array([0.3, 0.7]),
             "s": np.array(0.5),
+            "o": np.linspace(-0.3, 0.0, n)[:, None],
+            "u": np.linspace(0.1, 0.4, n)[:, None],
             "q": numpy(gaussian((m, n), dtype, 2)),
             "d": np.linspace(0.5, 0.9, m),
             "f": np.linspace(0.3, 0.7, n)[:, None],
@@ -515,6 +566,8 @@ CHECKS = {
     "residuals": grid(["residuals"], TALL, [*WIDE, mx.complex64]) + grid(["objective"], TALL, WIDE),
     "rows": grid([name for name in PROBLEMS if name.startswith("left out")], TALL, [*WIDE, mx.float32])
     + grid(["spread", "spread, penalty"], TALL, [*WIDE, mx.float32]),
+    "validation": grid(["gcv", "gcv, truncated", "gcv, streamed"], TALL, WIDE),
+    "bounded": grid(["bounded", "bounded, from zero"], TALL, WIDE),
     "logistic": grid([name for name in PROBLEMS if name.startswith("logistic")], TALL, WIDE),
     "causal": grid(["causal"], TALL, WIDE),
     "decayed": grid(["causal"], TALL, WIDE),

@@ -3,8 +3,9 @@
 With F the free variables of a target, beta the values of the held ones (0 elsewhere) and R_F the inverse of the rows
 and columns F of A^T D A + L, zero elsewhere,
 
-    x = beta + R_F A^T D (b - A beta) - R_F L beta.
+    x = beta + R_F A^T D (b - A beta).
 
+(R_F L beta = 0: L is diagonal, beta is 0 on F and R_F off it.)
 F is constant for differentiation. Then R_F moves as the whole inverse does, dR_F = -R_F d(A^T D A + L) R_F, and the
 rules of ridge regression hold as they are: x - beta is the ridge solution for b - A beta with R_F in place of R.
 """
@@ -14,8 +15,7 @@ import mlx.core as mx
 from .._factor.bounded_values import free_inverse
 from .._mlx.attach import attach_like
 from .._mlx.place import astype, on_cpu
-from .products import gram_handle, residual
-from .ridge import penalized_inverse
+from .products import residual
 from .solve import attach_solve
 
 
@@ -68,11 +68,9 @@ def _moved_by_bounds(a, b, w, l2, lower, upper, state, x):
         low, high, zero = (mx.broadcast_to(v, x.shape) for v in (lower, upper, mx.array(0.0, mx.float64)))
         beta = mx.where(state < 0, low, mx.where(state > 0, high, zero))
         inverse = free_inverse(a, w, l2, _free(state))
-        r = inverse.scale
-        pulled = penalized_inverse(gram_handle(a, w, inverse), l2, l2 * beta, inverse) * (r * r)
-        ridge = x + mx.stop_gradient(pulled) - mx.stop_gradient(beta)
+        ridge = x - mx.stop_gradient(beta)
         part = attach_solve(a, residual(b, a, beta, mx.ones((1, 1), mx.float64)), w, l2, inverse, ridge)
-        return (part + beta - pulled).astype(a.dtype)
+        return (part + beta).astype(a.dtype)
 
 
 _from_zero = attach_like(_ridge_of_free, 4, 2, 2, 1, 2, 2, 2, 2)
