@@ -83,10 +83,10 @@ class Tally:
     def add(self, features: list[mx.array], targets: mx.array) -> None:
         """Add the features of some rows, ``(rows, dims)`` for each layer, and their targets ``(rows, outputs)``."""
         predicted = [self._predict(i, x) for i, x in enumerate(features)]
-        sums = mx.stack([self._layer(scores, targets) for scores in predicted])
-        mx.eval(sums)
+        layers = [self._layer(scores, targets) for scores in predicted]
+        mx.eval(layers)
         with on_cpu():
-            y = targets.astype(mx.float64)
+            sums, y = mx.stack(layers), targets.astype(mx.float64)
             self._sums = self._sums + sums.astype(mx.float64)
             self._moments = self._moments + mx.stack([mx.array(y.shape[0], mx.float64), mx.sum(y), mx.sum(y * y)])
             mx.eval(self._sums, self._moments)
