@@ -193,10 +193,10 @@ def attach_residuals_and_leverages(
 attach_residual = attach_like(exact_residual, 3, 2, 2, 2, 2)
 
 
-def _rest_of_leverage(leverage, w, share):
+def _rest_of_leverage(leverage, w):
     with on_cpu():
-        return 1 - w * (leverage + share)
+        return 1 - w * leverage
 
 
-#: ``attach_rest(leverage, w, share, value)``: the constant ``value`` with the derivatives of 1 - w (leverage + share).
-attach_rest = attach_like(_rest_of_leverage, 3, 1, 1, 1, 1)
+#: ``attach_rest(leverage, w, value)``: the constant ``value`` with the derivatives of 1 - w leverage.
+attach_rest = attach_like(_rest_of_leverage, 2, 1, 1, 1)

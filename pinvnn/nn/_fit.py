@@ -157,7 +157,7 @@ class FactoredProblem:
         with on_cpu():
             w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
             share = mx.zeros((1,), mx.float64) if p.means is None else 1 / p.total_weight[..., None]
-            return both[..., :-1], attach_rest(both[..., -1], w, share, values.rest)
+            return both[..., :-1], attach_rest(both[..., -1] + share, w, values.rest)
 
     @cached_property
     def values(self) -> RowValues:
