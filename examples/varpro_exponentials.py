@@ -9,6 +9,7 @@ Writes varpro_exponentials.png.
 
 import math
 import time
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import mlx.core as mx
@@ -46,7 +47,9 @@ def decays(log_rates, t):
 t, y = float64(times), float64(data)
 start = float64(np.log([0.05, 0.5, 10.0]))
 paths = {}
-for jacobian, name in [("full", "VarPro, Golub-Pereyra"), ("kaufman", "VarPro, Kaufman")]:
+methods: list[tuple[Literal["full", "kaufman"], str]]
+methods = [("full", "VarPro, Golub-Pereyra"), ("kaufman", "VarPro, Kaufman")]
+for jacobian, name in methods:
     path = paths[name] = []
     began = time.perf_counter()
     seen = lambda step, path=path: path.append(step.objective)  # noqa: E731

@@ -53,7 +53,7 @@ def varpro(
     max_steps: int = 200,
     callback: Callable[[VarProStep], object] | None = None,
 ) -> VarProResult:
-    r"""ReadoutFit a model that is linear in some of its parameters: ``y = basis(alpha) @ linear``.
+    r"""Fit a model that is linear in some of its parameters: ``y = basis(alpha) @ linear``.
 
     .. math::
 
