@@ -40,6 +40,7 @@ EQUIVALENT = {
     ("rows", "inverse_root", "mx.stop_gradient(root)"): "W stands twice in every term",
     **{("causal", rule, "l2"): "its slope does not depend on it" for rule in ("_vjp", "_jvp")},
     ("logistic", "softmax", "mx.max(v, axis=-1, keepdims=True)"): "a shift of all logits changes nothing",
+    ("logistic", "inverse", "0 * k"): "zero has no sign",
     ("decayed", "decay_matrix", "mx.zeros_like(first)"): "zero has no sign",
     ("decayed", "prefix", "mx.zeros_like(ends[..., :1, :])"): "zero has no sign",
     ("decayed", "states", "mx.ones_like(faded[..., :1])"): "the decay before the start, of a sum that is zero",
