@@ -30,7 +30,7 @@ def bounded_free_set(
     eps = float(np.finfo(float).eps)
     held = lower == upper
     c = np.clip(_shortest(r, q), lower, upper)
-    free = (c > lower) & (c < upper)
+    free = np.logical_and(c > lower, c < upper)
     size = np.linalg.norm(r, axis=0) * float(np.linalg.norm(q))
     released = None
     for _ in range(10 * len(c) + 10):
@@ -49,21 +49,21 @@ def bounded_free_set(
                     released = None
                     continue
             released = None
-            below, above = free & (target < lower), free & (target > upper)
-            if not (below | above).any():
+            below, above = np.logical_and(free, target < lower), np.logical_and(free, target > upper)
+            if not np.logical_or(below, above).any():
                 c = target
                 break
             stops = np.where(below, lower, np.where(above, upper, target))
-            outside = below | above
+            outside = np.logical_or(below, above)
             share = np.where(outside, (stops - c) / np.where(outside, target - c, 1.0), 1.0)
             step = float(share.min())
-            hit = outside & (share <= step)
+            hit = np.logical_and(outside, share <= step)
             c = np.where(free, c + step * (target - c), c)
             c = np.where(hit, stops, np.clip(c, lower, upper))
             free &= ~hit
         gradient = r.T @ (r @ c - q)
         inward = np.where(c <= lower, -gradient, np.where(c >= upper, gradient, 0.0))
-        inward = np.where(free | held, 0.0, inward - 100 * eps * size)
+        inward = np.where(np.logical_or(free, held), 0.0, inward - 100 * eps * size)
         released = int(np.argmax(inward))
         if not inward[released] > 0:
             break

@@ -245,7 +245,7 @@ def _pivot(p: Problem):
             break
         found, gradient, noise = _solve(np, _by_lu, now, state[rest])
         wrong = _wrong(np, now, state[rest], found, gradient, noise)
-        done = ~(wrong[0] | wrong[1] | wrong[2]).any(axis=-1)
+        done = ~np.logical_or(np.logical_or(wrong[0], wrong[1]), wrong[2]).any(axis=-1)
         if done.any():
             on, gone = ~done, rest[done]
             x[gone] = found[done]

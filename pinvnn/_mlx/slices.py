@@ -70,7 +70,7 @@ def product_by_slices(a: mx.array, x: mx.array) -> mx.array:
         x = x * _power(scale.mT)
         top = mx.max(mx.abs(x), axis=-2, keepdims=True)
         nan = 0 * top
-        e = mx.ceil(mx.log2(mx.where((top > 0) & mx.isfinite(top), top, 1)))
+        e = mx.ceil(mx.log2(mx.where(mx.logical_and(top > 0, mx.isfinite(top)), top, 1)))
         x = mx.where(mx.isfinite(x), x, 0) * mx.power(mx.array(2.0, mx.float64), BITS - 1 - e)
         right = []
         for _ in range(_WIDE):

@@ -205,10 +205,10 @@ class LeastSquaresReadout(Readout):
                     remedy = "Divide them by the largest."
                     self._fail("weights must have a finite sum", f"{total.item()} in {w.dtype}", remedy, "fit")
             used = mx.ones((x.shape[0],), mx.bool_) if w is None else w > 0
-            used = used[:, None] if known is None else used[:, None] & known
+            used = used[:, None] if known is None else mx.logical_and(used[:, None], known)
             for label, good in [
-                ("x", mx.isfinite(x) | ~mx.any(used, axis=-1, keepdims=True)),
-                ("y", mx.isfinite(y) | ~used),
+                ("x", mx.logical_or(mx.isfinite(x), ~mx.any(used, axis=-1, keepdims=True))),
+                ("y", mx.logical_or(mx.isfinite(y), ~used)),
             ]:
                 if not all_true(good):
                     remedy = "Remove those rows, or give them weight 0."
