@@ -110,7 +110,7 @@ CASES = [
 def test_derivatives_of_both_orders(what, option, shape):
     with mx.stream(mx.cpu):
         fn, args = loss_of(what, option, shape)
-        # With m <= n rows none of these depends on the weights, and leverages are 1: only rounding is left of derivatives.
+        # With m <= n rows none of these depends on the weights, and leverages are 1: derivatives are rounding.
         still = option[1] is None and shape[0] <= shape[1]
         still = still and (what == "leverages" or (option[0] and what in ("solve", "pinv")))
         gradcheck(fn, *args, order=2, atol=1e-8 if still else None)
