@@ -35,7 +35,7 @@ def test_every_public_name_has_an_entry_and_a_docstring(module):
     elif module == "pinvnn.testing.strategies":
         names = set(re.findall(r"^def ([a-z]\w*)", source, re.MULTILINE))
     else:
-        names = set(re.findall(r"^from \.\w* import \w+ as (\w+)", source, re.MULTILINE))
+        names = set(re.findall(r"^from \.+\w* import \w+ as (\w+)", source, re.MULTILINE))
     page = generate.api_page(module, generate.MODULES[module])
     for name in names:
         assert f":: {module}.{name}\n" in page or f"{module}.{name}" in generate.MODULES, f"{name} has no entry"

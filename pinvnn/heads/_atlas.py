@@ -1,25 +1,35 @@
 """Closed-form heads for every layer and penalty at once, from one pass of the texts through the model."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from .._lm import (
+    CHECKPOINT,
+    CHUNK,
+    Checkpoint,
+    ModelLike,
+    Pooling,
+    Reader,
+    Split,
+    Task,
+    Texts,
+    accumulate,
+    check_folder,
+    check_layers,
+    load_model,
+    read_dataset,
+    tokens_needed,
+)
 from ..streaming import ReadoutStatistics
-from ._data import Split, Task, read_dataset
-from ._extract import Pooling, tokens_needed
-from ._features import check_layers
-from ._files import CHECKPOINT, Checkpoint, check_folder
 from ._grid import score_spread, solve_grid
 from ._head import Head
-from ._model import ModelLike, load_model
 from ._options import Options
 from ._report import BEST_HEAD, save
 from ._result import Atlas
 from ._score import Scores, Tally, scales_to_try
-from ._stream import CHUNK, Reader
 
 
 def atlas(
@@ -159,8 +169,8 @@ def _reader(
     dataset = read_dataset(data, source, required=required, task=options.task, min_length=needed)
     sizes = [state.shape[-1] for state in source.probe()[1]]
     numbers = check_layers(range(len(sizes)) if options.layers is None else options.layers, len(sizes))
-    reader = Reader(source, dataset, numbers, options.pooling, options.batch_size, group.rank(), group.size())
-    reader.progress = options.progress
+    parts = {"dataset": dataset, "layers": numbers, "pooling": options.pooling}
+    reader = Reader(source, options.batch_size, group.rank(), group.size(), options.progress, **parts)
     return reader, sizes
 
 
@@ -186,26 +196,16 @@ def _accumulate(
     reader: Reader, statistics: list[ReadoutStatistics], saved: Checkpoint | None, options: Options
 ) -> tuple[list[ReadoutStatistics], int]:
     """The statistics of this rank's share of the training texts, and how many texts came from a checkpoint."""
-    split = reader.dataset.splits["train"]
-    chunks = tokens = 0
-    if saved is not None:
-        if options.restart:
-            saved.remove()
-        elif (found := saved.load()) is not None:
-            statistics, chunks, tokens = found
-    resumed, last = min(chunks * CHUNK, split.rows), time.monotonic()
-    for chunk in reader.chunks(split, chunks, tokens):
+
+    def add(texts: Texts, statistics: Sequence[ReadoutStatistics]) -> None:
+        chunk = reader.chunk(texts)
         if chunk.features:
             with reader.clock.measure("statistics"):
                 for layer, stats, features in zip(reader.layers, statistics, chunk.features, strict=True):
                     _update(layer, stats, features, chunk.targets)
-        chunks, tokens = chunk.index + 1, tokens + chunk.tokens
-        done = chunks * CHUNK >= split.rows
-        if saved is not None and (done or time.monotonic() - last >= options.save_every):
-            with reader.clock.measure("checkpoint"):
-                saved.save(statistics, chunks, tokens)
-            last = time.monotonic()
-    return statistics, resumed
+
+    train, every = reader.dataset.splits["train"], {"save_every": options.save_every, "restart": options.restart}
+    return accumulate(reader, train, statistics, add, saved, **every, labelled=True)
 
 
 def _update(layer: int, stats: ReadoutStatistics, features: mx.array, targets: mx.array) -> None:

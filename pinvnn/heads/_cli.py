@@ -13,10 +13,9 @@ from typing import Any, get_args
 
 import mlx.core as mx
 
+from .._lm import Label, Row, Task, check_length, read_rows, tokens_needed
 from .._version import version
 from ._atlas import run, save_head
-from ._data import Label, Row, Task, check_length, read_rows
-from ._extract import tokens_needed
 from ._head import Head
 from ._options import L2_GRID, Options
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table

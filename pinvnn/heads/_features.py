@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from .._lm import (
+    LanguageModel,
+    ModelLike,
+    Pooling,
+    check_layers,
+    check_pooling,
+    load_model,
+    pad,
+    read_features,
+    tokens_needed,
+)
 from .._mlx import fail
-from ._extract import Pooling, check_pooling, hidden_states, pad, pool, tokens_needed
-from ._model import LanguageModel, ModelLike, load_model
-
-
-def read_features(
-    model: nn.Module, tokens: mx.array, lengths: mx.array, layers: Sequence[int], pooling: Pooling
-) -> list[mx.array]:
-    """Pooled states ``(batch, dims)`` of each of ``layers`` for one batch, lazy and differentiable."""
-    states = hidden_states(model, tokens)
-    return [pool(states[layer], lengths, pooling) for layer in layers]
 
 
 def encode_texts(source: LanguageModel, texts: Sequence[str], pooling: Pooling, name: str) -> list[list[int]]:
@@ -35,19 +35,6 @@ def encode_texts(source: LanguageModel, texts: Sequence[str], pooling: Pooling, 
             got = f"{text!r:.40} as number {i}, with {len(row)} tokens"
             fail(name, rule, got, "Leave it out, or take another pooling.")
     return rows
-
-
-def check_layers(layers: Sequence[int], states: int) -> list[int]:
-    """The layers counted from 0.
-
-    Raises:
-        ValueError: The model has no such layer.
-    """
-    for layer in layers:
-        if not -states <= layer < states:
-            rule = f"layer must be between {-states} and {states - 1}"
-            fail("heads", rule, layer, "0 is the embedding, -1 the final norm.")
-    return [layer % states for layer in layers]
 
 
 def extract(

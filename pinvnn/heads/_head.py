@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,25 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .._lm import (
+    OTHER_MODEL,
+    SAME_MODEL,
+    Label,
+    LanguageModel,
+    ModelLike,
+    Pooling,
+    load_model,
+    pad,
+    read_features,
+    similarity,
+    versions,
+    write_whole,
+)
 from .._mlx import fail
 from ..nn import LeastSquaresReadout
-from ._data import Label
-from ._extract import Pooling, pad
-from ._features import encode_texts, read_features
-from ._files import write_whole
-from ._model import OTHER_MODEL, SAME_MODEL, LanguageModel, ModelLike, load_model, similarity
+from ._features import encode_texts
 
 FILES = ("head.safetensors", "config.json")
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of pinvnn, mlx and mlx-lm; ``"unknown"`` for what is not installed."""
-    found = {}
-    for package in ("pinvnn", "mlx", "mlx-lm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._lm import Pooling, Task, check_pooling, check_task
 from .._mlx import fail
-from ._data import Task, check_task
-from ._extract import Pooling, check_pooling
 
 L2_GRID: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-2, 7))
 

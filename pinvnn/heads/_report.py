@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ._files import write_whole
-from ._head import versions
+from .._lm import versions, write_whole
 from ._result import Atlas
 
 REPORT, PICTURE, BEST_HEAD = "atlas.json", "atlas.png", "head"

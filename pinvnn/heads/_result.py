@@ -4,12 +4,9 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from .._lm import Clock, Dataset, LanguageModel, Pooling
 from ..nn import LeastSquaresReadout
-from ._data import Dataset
-from ._extract import Pooling
 from ._head import Head, HeadConfig
-from ._model import LanguageModel
-from ._stream import Clock
 
 
 @dataclass

@@ -6,9 +6,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from pinvnn.heads._data import read_dataset, read_rows
+from pinvnn._lm.data import read_dataset, read_rows
+from pinvnn._lm.model import LanguageModel, load_model
 from pinvnn.heads._features import extract
-from pinvnn.heads._model import LanguageModel, load_model
 from tests.support.topics import write_rows
 
 CAT, BREAD = {"text": "the cat", "label": "animal"}, {"text": "a bread", "label": "food"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from pinvnn._lm.extract import check_pooling, context_length, pad, tokens_needed
 from pinvnn.heads import extract, hidden_states, pool
-from pinvnn.heads._extract import check_pooling, context_length, pad, tokens_needed
 from tests.support.families import DIMS, FAMILIES, LAYERS, VOCABULARY, build
 
 POOLINGS = ["last", "mean", 1, -2]

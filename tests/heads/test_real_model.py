@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from pinvnn._lm.extract import pad
 from pinvnn.heads import Head, extract, hidden_states, pool
 from pinvnn.heads._cli import main
-from pinvnn.heads._extract import pad
 from tests.support.topics import load_example, write_rows
 
 pytestmark = [

@@ -11,8 +11,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from pinvnn._lm.files import Checkpoint, write_whole
 from pinvnn.heads import atlas
-from pinvnn.heads._files import Checkpoint, write_whole
 from pinvnn.streaming import ReadoutStatistics
 from tests.support.topics import write_folder
 
@@ -21,17 +21,17 @@ L2 = [0.1, 10.0]
 SLOW = """
 import sys, time
 from pathlib import Path
-from pinvnn.heads import _stream
+from pinvnn._lm import stream
 from pinvnn.heads._cli import main
 
-gate, real = Path(sys.argv[1]), _stream.Reader._chunk
+gate, real = Path(sys.argv[1]), stream.Reader.chunk
 
-def chunk(self, index, rows, shown):
-    while not (gate / f"chunk{index}").exists():
+def chunk(self, texts):
+    while not (gate / f"chunk{texts.index}").exists():
         time.sleep(0.01)
-    return real(self, index, rows, shown)
+    return real(self, texts)
 
-_stream.Reader._chunk = chunk
+stream.Reader.chunk = chunk
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -94,17 +94,17 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tiny, data, whole, num
 
 def interrupted(tiny, data, folder, monkeypatch, chunks=2):
     """Leave a checkpoint of some chunks behind."""
-    from pinvnn.heads import _stream
+    from pinvnn._lm import stream
 
-    real = _stream.Reader._chunk
+    real = stream.Reader.chunk
 
-    def chunk(self, index, rows, shown):
-        if index == chunks:
+    def chunk(self, texts):
+        if texts.index == chunks:
             raise KeyboardInterrupt
-        return real(self, index, rows, shown)
+        return real(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_stream.Reader, "_chunk", chunk)
+        patch.setattr(stream.Reader, "chunk", chunk)
         with pytest.raises(KeyboardInterrupt):
             atlas(str(tiny), data, l2=L2, output=folder, save_every=0)
 
@@ -143,7 +143,7 @@ def test_another_grid_may_go_on_but_nothing_else(tmp_path, tiny, data, monkeypat
         ({"batch_size": 8}, "but got batch size 16 there and 8 now"),
     ]:
         with pytest.raises(ValueError, match=message), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pinvnn.heads._data.warnings.warn", lambda *_, **__: None)
+            patch.setattr("pinvnn._lm.data.warnings.warn", lambda *_, **__: None)
             atlas(str(tiny), data, l2=L2, output=folder, **options)
     with pytest.raises(ValueError, match="checkpoint must be of the same run, but got data"):
         atlas(str(tiny), other, l2=L2, output=folder)
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_taken(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pinvnn.heads._files.json.dumps", broken)
+        patch.setattr("pinvnn._lm.files.json.dumps", broken)
         with pytest.raises(OSError, match="disk full"):
             saved.save(statistics(9), 2, 90)
     found = saved.load()

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ._data import Dataset, Row, Split, read_rows
-from ._extract import Pooling, pad
-from ._features import read_features
-from ._model import LanguageModel
+from .data import Dataset, Row, Split, read_rows
+from .extract import Pooling, pad, read_features
+from .model import LanguageModel
 
 # Texts between two updates of the statistics: enough that an update costs little beside the forward passes, few enough
 # that their features are small beside the statistics.
@@ -33,6 +32,27 @@ class Chunk(NamedTuple):
     tokens: int
     features: list[mx.array]
     targets: mx.array
+
+
+class Texts(NamedTuple):
+    """Up to ``CHUNK`` rows of a file, before they go through the model.
+
+    Attributes:
+        index: Number of the chunk in the file.
+        rows: The rows.
+        encoded: Their token ids.
+        shown: The progress bar, or None.
+    """
+
+    index: int
+    rows: list[Row]
+    encoded: list[list[int]]
+    shown: Any
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the rows."""
+        return sum(map(len, self.encoded))
 
 
 @dataclass
@@ -58,14 +78,11 @@ class Clock:
 
 
 @dataclass
-class Reader:
-    """Reads the texts of a split and turns them into features.
+class TextReader:
+    """Reads the texts of a file in chunks, and each chunk in batches that the ranks share.
 
     Attributes:
         source: The model.
-        dataset: The task and its classes.
-        layers: The layers to read, counted from 0.
-        pooling: How a text becomes one vector.
         batch_size: Texts in one forward pass.
         rank: Number of this process among ``ranks``, which take turns at the batches.
         ranks: Number of processes.
@@ -74,49 +91,79 @@ class Reader:
     """
 
     source: LanguageModel
-    dataset: Dataset
-    layers: Sequence[int]
-    pooling: Pooling
     batch_size: int
     rank: int = 0
     ranks: int = 1
     progress: bool = False
     clock: Clock = field(default_factory=Clock)
 
-    def chunks(self, split: Split, start: int = 0, tokens: int = 0) -> Iterator[Chunk]:
-        """The chunks of a file from number ``start`` on; those before it have ``tokens`` tokens."""
-        rows = islice(read_rows(split.path), start * CHUNK, None)
+    def texts(self, split: Split, start: int = 0, tokens: int = 0, labelled: bool = False) -> Iterator[Texts]:
+        """The chunks of a file from number ``start`` on.
+
+        Args:
+            split: The file.
+            start: Number of the first chunk to read.
+            tokens: How many tokens the chunks before it have.
+            labelled: Whether every row must have a label.
+        """
+        rows = islice(read_rows(split.path, labelled), start * CHUNK, None)
         with _bar(split, tokens) if self.progress and self.rank == 0 else nullcontext() as shown:
             index = start
             while chunk := list(islice(rows, CHUNK)):
-                yield self._chunk(index, chunk, shown)
+                yield Texts(index, chunk, [self.source.encode(row.text) for row in chunk], shown)
                 mx.clear_cache()  # batches differ in shape, and MLX would keep buffers for all of them
                 index += 1
 
-    def _chunk(self, index: int, rows: list[Row], shown: Any) -> Chunk:
-        """Features of ``rows``; ``shown`` is a progress bar or None."""
-        encoded = [self.source.encode(row.text) for row in rows]
+    def batches(self, texts: Texts) -> Iterator[tuple[list[Row], list[list[int]]]]:
+        """This rank's batches of a chunk: rows, and their token ids."""
+        rows, encoded = texts.rows, texts.encoded
         # Texts of similar length in a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
-        parts: list[list[mx.array]] = []
-        mine: list[Row] = []
         for number, first in enumerate(range(0, len(rows), self.batch_size)):
             batch = order[first : first + self.batch_size]
+            count = sum(len(encoded[i]) for i in batch)
             if number % self.ranks == self.rank:
-                mine += [rows[i] for i in batch]
-                parts.append(self._forward([encoded[i] for i in batch]))
-            if shown is not None:
-                shown.update(sum(len(encoded[i]) for i in batch))
+                yield [rows[i] for i in batch], [encoded[i] for i in batch]
+                self.clock.tokens += count
+            if texts.shown is not None:
+                texts.shown.update(count)
+
+
+@dataclass
+class Reader(TextReader):
+    """Reads the texts of a split and turns them into features.
+
+    Attributes:
+        dataset: The task and its classes.
+        layers: The layers to read, counted from 0.
+        pooling: How a text becomes one vector.
+    """
+
+    dataset: Dataset = field(kw_only=True)
+    layers: Sequence[int] = field(kw_only=True)
+    pooling: Pooling = field(kw_only=True)
+
+    def chunks(self, split: Split, start: int = 0, tokens: int = 0) -> Iterator[Chunk]:
+        """The chunks of a file from number ``start`` on; those before it have ``tokens`` tokens."""
+        for texts in self.texts(split, start, tokens, labelled=True):
+            yield self.chunk(texts)
+
+    def chunk(self, texts: Texts) -> Chunk:
+        """Features of the rows of a chunk."""
+        parts: list[list[mx.array]] = []
+        mine: list[Row] = []
+        for rows, encoded in self.batches(texts):
+            mine += rows
+            parts.append(self._forward(encoded))
         with self.clock.measure("forward"):
             features = [mx.concatenate(list(layer)) for layer in zip(*parts, strict=True)]
             mx.eval(features)
-        return Chunk(index, sum(map(len, encoded)), features, self.targets(mine))
+        return Chunk(texts.index, texts.tokens, features, self.targets(mine))
 
     def _forward(self, encoded: list[list[int]]) -> list[mx.array]:
         with self.clock.measure("forward"):
             features = read_features(self.source.model, *pad(encoded), self.layers, self.pooling)
             mx.eval(features)
-        self.clock.tokens += sum(map(len, encoded))
         return features
 
     def targets(self, rows: Sequence[Row]) -> mx.array:

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, get_args
 import numpy as np
 
 from .._mlx import fail
-from ._model import LanguageModel
+from .model import LanguageModel
 
 #: What a text may be labelled with.
 Label: TypeAlias = str | int | bool | float
@@ -208,7 +208,9 @@ def read_dataset(
         if name in required or path.exists():
             if name == "test" and _unlabelled(path):
                 continue
-            splits[name] = _scan(path, source, labels, name == "train", min_length)
+            training = name == "train"
+            splits[name] = _scan(path, source, labels.add if training else labels.check, min_length)
+            labels.learned(path) if training else labels.checked(path)
     _warn_truncated(splits.values(), source.max_length)
     return Dataset(labels.task, labels.classes, splits)
 
@@ -242,6 +244,7 @@ class _Labels:
         self._first: Any = None
         self._rounded: Row | None = None  # the first integer that float32 cannot hold
         self._seen: set[Label] = set()
+        self._others: set[Label] = set()  # of the file that is being checked
 
     def add(self, row: Row) -> None:
         """Take in a label of the training file."""
@@ -272,12 +275,21 @@ class _Labels:
 
     def check(self, row: Row) -> None:
         """Check a label of another file against those of the training file."""
+        if len(self._others) < 2:
+            self._others.add(row.label)
         if self.task == "regression":
             self._check_number(row)
         elif type(row.label) is not type(self._first.label) or row.label not in self._seen:
             hint = ' Numbers are regressed on with task "regression".' if type(row.label) in (int, float) else ""
             rule = "the label must occur in the training file"
             fail_at(row.where, rule, _short(row.label), f"Leave the line out, or add examples to train.jsonl.{hint}")
+
+    def checked(self, path: Path) -> None:
+        """Another file has ended."""
+        if self.task == "regression" and len(self._others) < 2:
+            rule = "the file must have two or more different numbers"
+            fail_at(path, rule, f"only {self._others.pop()}", "R^2 needs them.")
+        self._others.clear()
 
     def _check_number(self, row: Row) -> None:
         if type(row.label) not in (int, float):
@@ -292,24 +304,35 @@ def _in_float32(number: int) -> bool:
     return int(np.float32(number)) == number
 
 
-def _scan(path: Path, source: LanguageModel, labels: _Labels, training: bool, min_length: int) -> Split:
-    """Read and check a file."""
+def read_texts(path: str | Path, source: LanguageModel, min_length: int = 1) -> Split:
+    """Read and check a file whose labels, if it has any, do not matter.
+
+    Args:
+        path: The file, or a folder with ``train.jsonl``.
+        source: The model that will read the texts.
+        min_length: The smallest number of tokens that a text must have.
+
+    Raises:
+        ValueError: About the file or a line, which the message names.
+    """
+    path = Path(path)
+    split = _scan(path / "train.jsonl" if path.is_dir() else path, source, lambda row: None, min_length, False)
+    _warn_truncated([split], source.max_length)
+    return split
+
+
+def _scan(
+    path: Path, source: LanguageModel, take: Callable[[Row], None], min_length: int, labelled: bool = True
+) -> Split:
+    """Read and check a file; ``take`` sees every row."""
     rows = tokens = truncated = 0
-    numbers: set[Label] = set()
-    for row in read_rows(path):
-        labels.add(row) if training else labels.check(row)
+    for row in read_rows(path, labelled):
+        take(row)
         length = check_length(row, source, min_length)
         cut = min(length, source.max_length)
         rows, tokens, truncated = rows + 1, tokens + cut, truncated + (cut < length)
-        if len(numbers) < 2:
-            numbers.add(row.label)
     if not rows:
         fail_at(path, "the file must have at least one line", "none", "Remove it, or write texts into it.")
-    if training:
-        labels.learned(path)
-    elif labels.task == "regression" and len(numbers) < 2:
-        rule = "the file must have two or more different numbers"
-        fail_at(path, rule, f"only {numbers.pop()}", "R^2 needs them.")
     return Split(path, rows, tokens, truncated, _digest(path))
 
 

@@ -43,7 +43,7 @@ def _reporter(cls: type) -> type:
 
 
 @contextmanager
-def _reporting(modules: Sequence[nn.Module], report: Report) -> Iterator[None]:
+def reporting(modules: Sequence[nn.Module], report: Report) -> Iterator[None]:
     """Context in which ``report`` is called after each call of one of ``modules``."""
     classes = {id(module): (module, type(module)) for module in modules}
     try:
@@ -57,19 +57,19 @@ def _reporting(modules: Sequence[nn.Module], report: Report) -> Iterator[None]:
             vars(module).pop("_report", None)
 
 
-def _path_to(module: Any, target: nn.Module) -> list[nn.Module] | None:
+def path_to(module: Any, target: nn.Module) -> list[nn.Module] | None:
     """The modules from ``module`` down to the one that holds ``target``, the outermost first."""
     if module is target:
         return []
     children = module.values() if isinstance(module, dict) else module if isinstance(module, list | tuple) else ()
     for child in children:
-        below = _path_to(child, target)
+        below = path_to(child, target)
         if below is not None:
             return [module, *below] if isinstance(module, nn.Module) else below
     return None
 
 
-def _first_array(tree: Any) -> mx.array | None:
+def first_array(tree: Any) -> mx.array | None:
     """The first array among arguments or results; layers may return (state, cache, ...)."""
     values = [tree] if isinstance(tree, mx.array) else tree if isinstance(tree, list | tuple) else []
     return next((value for value in values if isinstance(value, mx.array)), None)
@@ -90,7 +90,7 @@ def hidden_states(model: nn.Module, tokens: mx.array) -> list[mx.array]:
         ValueError: The model has no ``layers`` as mlx-lm's decoders have, or they do not pass one state for each token.
     """
     layers = [layer for layer in getattr(model, "layers", []) if layer is not None]
-    around = _path_to(model, layers[0]) if layers else None
+    around = path_to(model, layers[0]) if layers else None
     if not around:
         rule = "the model must have its decoder layers in `model.layers`, as mlx-lm's models do"
         fail("heads", rule, type(model).__name__, "Load it with `mlx_lm.load`.")
@@ -101,14 +101,14 @@ def hidden_states(model: nn.Module, tokens: mx.array) -> list[mx.array]:
 
     def report(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if id(module) not in inner:
-            after.append(_first_array(result))
+            after.append(first_array(result))
             return
         if not states:
-            states.append(_first_array([*args, *kwargs.values()]))
-        states.append(_first_array(result))
+            states.append(first_array([*args, *kwargs.values()]))
+        states.append(first_array(result))
         after.clear()
 
-    with _reporting([*layers, *beside, *around[1:]], report):
+    with reporting([*layers, *beside, *around[1:]], report):
         model(tokens)
     for i, state in enumerate(states):
         if state is None or state.ndim != 3 or state.shape[:2] != tokens.shape:
@@ -138,6 +138,27 @@ def pool(state: mx.array, lengths: mx.array, pooling: Pooling = "last") -> mx.ar
     position = -1 if pooling == "last" else int(pooling)
     index = lengths + position if position < 0 else mx.full(lengths.shape, position, dtype=lengths.dtype)
     return mx.take_along_axis(state, index[:, None, None], axis=1).squeeze(1).astype(mx.float32)
+
+
+def read_features(
+    model: nn.Module, tokens: mx.array, lengths: mx.array, layers: Sequence[int], pooling: Pooling
+) -> list[mx.array]:
+    """Pooled states ``(batch, dims)`` of each of ``layers`` for one batch, lazy and differentiable."""
+    states = hidden_states(model, tokens)
+    return [pool(states[layer], lengths, pooling) for layer in layers]
+
+
+def check_layers(layers: Sequence[int], states: int) -> list[int]:
+    """The layers counted from 0.
+
+    Raises:
+        ValueError: The model has no such layer.
+    """
+    for layer in layers:
+        if not -states <= layer < states:
+            rule = f"layer must be between {-states} and {states - 1}"
+            fail("heads", rule, layer, "0 is the embedding, -1 the final norm.")
+    return [layer % states for layer in layers]
 
 
 def check_pooling(pooling: Pooling | str) -> Pooling:

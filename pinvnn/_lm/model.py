@@ -1,6 +1,7 @@
 """A language model of mlx-lm with its tokenizer, and how a head recognises it."""
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -8,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._mlx import fail
-from ._extract import context_length, hidden_states
+from .extract import context_length, hidden_states
 
 # A head keeps the states of these words at its layer, by which it recognises its model.
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -101,6 +102,17 @@ def load_model(model: ModelLike, max_length: int = 2048) -> LanguageModel:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"[pinvnn.heads] {name}: mlx-lm must be able to load the model, but got: {reason}") from error
     return LanguageModel(name, loaded, tokenizer, max_length)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of pinvnn, mlx and mlx-lm; ``"unknown"`` for what is not installed."""
+    found = {}
+    for package in ("pinvnn", "mlx", "mlx-lm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 def similarity(a: mx.array, b: mx.array) -> float:
