@@ -22,6 +22,7 @@ MODULES = {
     "pinvnn.streaming": "Fits that never hold the data",
     "pinvnn.varpro": "Variable projection",
     "pinvnn.heads": "Heads on language models",
+    "pinvnn.surgery": "Surgery on language models",
     "pinvnn.testing": "Tests of derivatives",
     "pinvnn.testing.strategies": "Matrices for hypothesis",
 }

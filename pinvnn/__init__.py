@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # At run time a subpackage is imported at its first use: see 
     from . import heads as heads
     from . import nn as nn
     from . import streaming as streaming
+    from . import surgery as surgery
     from . import testing as testing
     from . import varpro as varpro
 
@@ -55,6 +56,6 @@ if not TYPE_CHECKING:  # A type checker then sees what is above, and nothing els
         """Subpackages and the version on first use: ``import pinvnn`` stays quick."""
         if name == "__version__":
             return version()
-        if name in ("heads", "nn", "streaming", "testing", "varpro"):
+        if name in ("heads", "nn", "streaming", "surgery", "testing", "varpro"):
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,10 @@
+"""Surgery on language models of mlx-lm by least squares: repair quantized ones, take out layers, erase a concept.
+
+Needs ``pinvnn[heads]``.
+"""
+
+from ._adapter import Adapter as Adapter
+from ._collect import ActivationStatistics as ActivationStatistics
+from ._collect import collect as collect
+from ._compensate import compensate as compensate
+from ._perplexity import perplexity as perplexity

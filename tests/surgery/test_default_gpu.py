@@ -1,0 +1,14 @@
+"""Nothing in float64 lands on a default GPU: it is emulated by tests/support/emulated_gpu.py."""
+
+from pinvnn import surgery
+
+
+def test_a_repair(gpu, tiny, packed, texts, tmp_path):
+    from mlx_lm import load
+
+    model, tokenizer = load(str(tiny))[:2]
+    stats = surgery.collect((model, tokenizer), texts / "valid.jsonl")
+    quantized = load(str(packed))[0]
+    adapter = surgery.compensate(quantized, model, stats, rank=2)
+    adapter.save(tmp_path)
+    assert surgery.perplexity((adapter.apply(quantized), tokenizer), texts / "valid.jsonl") > 1
