@@ -29,8 +29,8 @@ def require_backend() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process is ``pinvnn`` or ``python -m pinvnn.heads``, where no user wants a traceback."""
+    """Whether this process is ``pinvnn`` or ``python -m pinvnn``, where no user wants a traceback."""
     name = (getattr(sys, "argv", None) or [""])[0]
     if name == "-m":  # what runs is not known yet
-        return "pinvnn.heads" in sys.orig_argv
+        return any(name in sys.orig_argv for name in ("pinvnn", "pinvnn.heads"))
     return Path(name).stem == "pinvnn"

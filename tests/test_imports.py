@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "pinvnn"
 
 # The rooms of the package, from the ground up. A file may import from the rooms above its own line here, and from its
 # own room. A file in the top folder holds a public function: these are one room.
-ROOMS = "testing _mlx _factor _rules functions nn streaming varpro _lm heads surgery".split()
+ROOMS = "testing _mlx _factor _rules functions nn streaming varpro _lm heads surgery _command __main__".split()
 # Rooms that are entered by their door alone.
 DOORS = ("_mlx", "_factor", "_rules", "_lm")
 # Files of the top folder that hold no public function, and what they may be imported by.

@@ -4,6 +4,7 @@ What the layers above (heads, surgery) may use of this room is imported here, an
 """
 
 from .accumulate import accumulate as accumulate
+from .command import run_command as run_command
 from .data import Dataset as Dataset
 from .data import Label as Label
 from .data import Row as Row

@@ -6,6 +6,7 @@ from .._lm import load_model as load_model
 from .._lm import pool as pool
 from ._atlas import atlas as atlas
 from ._atlas import fit_head as fit_head
+from ._cli import add_commands as add_commands
 from ._features import extract as extract
 from ._head import Head as Head
 from ._head import HeadConfig as HeadConfig

@@ -1,4 +1,4 @@
-"""``python -m pinvnn.heads`` is the command ``pinvnn``."""
+"""``python -m pinvnn.heads`` is the command ``pinvnn`` without those of surgery."""
 
 import sys
 

@@ -1,11 +1,9 @@
-"""The command ``pinvnn``: ``fit``, ``predict`` and ``atlas``."""
+"""The commands ``pinvnn fit``, ``pinvnn predict`` and ``pinvnn atlas``."""
 
 import argparse
 import json
 import math
-import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,25 +11,21 @@ from typing import Any, get_args
 
 import mlx.core as mx
 
-from .._lm import Label, Row, Task, check_length, read_rows, tokens_needed
-from .._version import version
+from .._lm import Label, Row, Task, check_length, read_rows, run_command, tokens_needed
 from ._atlas import run, save_head
 from ._head import Head
 from ._options import L2_GRID, Options
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
 from ._result import Atlas
 
-USAGE_ERROR, INTERRUPTED = 2, 130
 
+def add_commands(commands: Any) -> None:
+    """Add the commands ``fit``, ``predict`` and ``atlas`` to a command line.
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="pinvnn", description="Closed-form heads on the hidden states of language models that mlx-lm loads."
-    )
-    parser.add_argument("--version", action="version", version=f"pinvnn {version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,predict,atlas}")
-
+    Args:
+        commands: What ``argparse.ArgumentParser.add_subparsers`` returns. Each command sets ``run``, a function of the
+            parsed arguments.
+    """
     fit = commands.add_parser(
         "fit",
         help="Fit a head on one layer.",
@@ -73,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_fitting(every)
     every.set_defaults(run=run_atlas)
-    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -186,34 +179,5 @@ def agreement(pairs: Sequence[tuple[Any, Any]], classification: bool) -> tuple[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv (list(str)): Its arguments. Default: those of the process.
-
-    Returns:
-        int: The exit code: 0, 2 for a mistake, which is one line on standard error, or 130 after Ctrl-C.
-    """
-    args = build_parser().parse_args(argv)
-    name = f"pinvnn {args.command}"
-
-    def warn(message: object, *_: object, **__: object) -> None:
-        print(f"{name}: warning: {_plain(message)}", file=sys.stderr)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("always", message=r"\[pinvnn")
-            warnings.showwarning = warn
-            args.run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{name}: error: {_plain(error)}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted. The same command goes on from its last checkpoint.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-def _plain(message: object) -> str:
-    """A message in one line, without the name of the function that raised it."""
-    return re.sub(r"^\[pinvnn[^]]*\] ", "", " ".join(str(message).split()))
+    """Run ``python -m pinvnn.heads``; see :func:`run_command`."""
+    return run_command(argv, [add_commands])

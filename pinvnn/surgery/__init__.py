@@ -4,6 +4,7 @@ Needs ``pinvnn[heads]``.
 """
 
 from ._adapter import Adapter as Adapter
+from ._cli import add_commands as add_commands
 from ._collect import ActivationStatistics as ActivationStatistics
 from ._collect import collect as collect
 from ._compensate import compensate as compensate

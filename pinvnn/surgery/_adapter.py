@@ -1,7 +1,8 @@
 """Corrections of linear layers as an adapter that mlx-lm loads."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ class Adapter:
         Raises:
             ValueError: If the rank is 0.
         """
+        write_whole(Path(folder), self.writers())
+
+    def writers(self) -> dict[str, Callable[[Path], Any]]:
+        """For each file of :meth:`save` a function that writes it to the path that it is given."""
         if self.rank < 1:
             fail("Adapter.save", "the rank must be 1 or more", self.rank, "An adapter of rank 0 changes nothing.")
         arrays: dict[str, mx.array] = {}
@@ -125,10 +130,18 @@ class Adapter:
         lora = {"rank": self.rank, "scale": 1.0, "dropout": 0.0, "keys": self.names}
         config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": lora}
         text = json.dumps(config, indent=4) + "\n"
-        write_whole(
-            Path(folder),
-            {
-                FILES[0]: lambda path: mx.save_safetensors(str(path), arrays),
-                FILES[1]: lambda path: path.write_text(text),
-            },
-        )
+        return {
+            FILES[0]: lambda path: mx.save_safetensors(str(path), arrays),
+            FILES[1]: lambda path: path.write_text(text),
+        }
+
+
+@contextmanager
+def applied(adapter: Adapter, model: nn.Module) -> Iterator[nn.Module]:
+    """Context in which ``model`` is corrected; afterwards it has its quantized layers again."""
+    layers = linear_layers(model)
+    before = [(name, layers[name]) for name in adapter.names]
+    try:
+        yield adapter.apply(model)
+    finally:
+        model.update_modules(tree_unflatten(before))

@@ -1,14 +1,13 @@
 """Low-rank repair of a quantized model."""
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.nn as nn
 
 from .._mlx import fail
 from ._adapter import Adapter
 from ._collect import ActivationStatistics
-from ._layers import dense_weight, linear_layers
+from ._layers import dense_weight, linear_layers, weight_shape
 from ._low_rank import Correction, Norm, check_norm, correction
 
 
@@ -59,31 +58,44 @@ def compensate(
             model, tokenizer = mlx_lm.load("MODEL-2bit", adapter_path="ADAPTER")
     """
     check_norm("compensate", norm)
-    if not isinstance(rank, int) or rank < 1:
-        fail("compensate", "rank must be a whole number, 1 or more", rank, "Pass 32, say.")
-    originals = linear_layers(model)
-    packed = {n: m for n, m in linear_layers(quantized).items() if isinstance(m, nn.QuantizedLinear)}
+    check_rank(rank)
+    packed = quantized_layers(quantized, model)
     skipped = tuple(name for name in packed if name in stats.skipped)
-    packed = {name: module for name, module in packed.items() if name not in skipped}
-    if not packed:
-        rule = "the quantized model must have quantized linear layers"
-        fail("compensate", rule, "none", "Quantize it with mlx_lm.convert or nn.quantize.")
     found: dict[str, Correction] = {}
-    for name, layer in packed.items():
+    for name, (layer, original) in packed.items():
+        if name in skipped:
+            continue
         if each is not None:
             each(name)
-        found[name] = _correct(name, layer, originals, stats, rank, norm)
+        weight, second = dense_weight(original), stats.second_moment(name)
+        if len(second) != weight.shape[1]:
+            rule, got = f"{name} must have inputs of size {weight.shape[1]} in the statistics", f"{len(second)}"
+            fail("compensate", rule, got, "Collect them on the original.")
+        found[name] = correction(weight, dense_weight(layer), second, rank, norm)
     return Adapter(found, rank, skipped)
 
 
-def _correct(
-    name: str, layer: Any, originals: dict[str, nn.Module], stats: ActivationStatistics, rank: int, norm: Norm
-) -> Correction:
-    if name not in originals:
-        fail("compensate", f"the original must have the linear layer {name}", "none", "Pass the model it was made of.")
-    weight, instead, second = dense_weight(originals[name]), dense_weight(layer), stats.second_moment(name)
-    if weight.shape != instead.shape or len(second) != weight.shape[1]:
-        rule = f"{name} must have one shape in both models and the statistics"
-        got = f"{weight.shape}, {instead.shape} and inputs of {len(second)}"
-        fail("compensate", rule, got, "Pass the model it was made of, and statistics of that.")
-    return correction(weight, instead, second, rank, norm)
+def check_rank(rank: int) -> None:
+    """Raise ValueError unless ``rank`` is a whole number, 1 or more."""
+    if not isinstance(rank, int) or rank < 1:
+        fail("compensate", "rank must be a whole number, 1 or more", rank, "Pass 32, say.")
+
+
+def quantized_layers(quantized: nn.Module, model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The quantized linear layers by name, each with the one of the original that it stands for.
+
+    Raises:
+        ValueError: There are none, or the original has no layer of that name and shape.
+    """
+    originals = linear_layers(model)
+    packed = {n: m for n, m in linear_layers(quantized).items() if isinstance(m, nn.QuantizedLinear)}
+    if not packed:
+        rule = "the quantized model must have quantized linear layers"
+        fail("compensate", rule, "none", "Quantize it with mlx_lm.convert or nn.quantize.")
+    for name, layer in packed.items():
+        shape = weight_shape(layer)
+        got = weight_shape(originals[name]) if name in originals else None
+        if got != shape:
+            rule = f"the original must have the linear layer {name} of shape {shape}"
+            fail("compensate", rule, got, "Pass the model that was quantized.")
+    return {name: (layer, originals[name]) for name, layer in packed.items()}

@@ -59,6 +59,12 @@ def dense_weight(layer: Any) -> np.ndarray:
     return np.array(weight if weight.dtype == mx.float64 else weight.astype(mx.float32), np.float64)
 
 
+def weight_shape(layer: Any) -> tuple[int, int]:
+    """``(output_dims, input_dims)`` of a linear layer, quantized or not."""
+    rows, columns = layer.weight.shape
+    return rows, columns * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else columns
+
+
 def record_inputs(source: LanguageModel, modules: Sequence[nn.Module]) -> dict[int, list[tuple[mx.array, mx.array]]]:
     """For each module, by ``id``, the first array of its arguments and of its result at each call, for one sentence.
 

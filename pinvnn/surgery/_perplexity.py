@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .._lm import ModelLike, TextReader, load_model, pad, read_texts
+from .._lm import LanguageModel, ModelLike, Split, TextReader, load_model, pad, read_texts
 from .._mlx import fail
 
 
@@ -28,7 +28,11 @@ def perplexity(
         ValueError: About the data (the message names file and line) or the model.
     """
     source = load_model(model, max_length)
-    split = read_texts(data, source)
+    return perplexity_of(source, read_texts(data, source), batch_size, progress)
+
+
+def perplexity_of(source: LanguageModel, split: Split, batch_size: int, progress: bool = False) -> float:
+    """:func:`perplexity` of a file that was read and checked."""
     reader = TextReader(source, batch_size, progress=progress)
     loss, count = 0.0, 0
     for texts in reader.texts(split):

@@ -1,0 +1,123 @@
+"""Surgery on a language model by least squares: repair it after quantization, take out layers, erase a concept.
+
+SmolLM2-135M and definitions of WordNet, some to fit on and others to score:
+  - quantized to 2 and 3 bits, and repaired by corrections of rank 8, 32 and 64, each the best in one of three norms;
+  - 1, 2, 4 and 8 layers taken out, and the layer before refitted: not at all, by least squares, by ridge;
+  - the class of a noun erased from a layer in the middle, beside subtracting the means of the classes.
+
+    python examples/llm_surgery.py      (see llm_atlas.py for what to install, and for the environment)
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from _common import SMALL, picture
+from llm_atlas import prepare_model, write_data
+from mlx.utils import tree_unflatten
+
+from pinvnn import surgery
+from pinvnn.heads import load_model
+
+OUTPUT = picture("llm_surgery")
+BITS, RANKS = ((2,), (2, 4)) if SMALL else ((2, 3), (8, 32, 64))
+NORMS = {"plain": "SVD", "diagonal": "LQER", "activations": "exact"}
+SKIPS = (1, 2) if SMALL else (1, 2, 4, 8)
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+def load(folder):
+    source = load_model(folder)
+    return source.model, source.tokenizer
+
+
+def peak() -> str:
+    import resource
+    import sys
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    return f"peak memory {size:.2f} GiB"
+
+
+def repair(folder: Path, data: Path) -> None:
+    model, tokenizer = load(folder)
+    valid = data / "valid.jsonl"
+    start = time.perf_counter()
+    stats = surgery.collect((model, tokenizer), data, progress=True)
+    spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in stats.clock.seconds.items())
+    say(f"Statistics of {stats.tokens} tokens in {time.perf_counter() - start:.1f} s ({spent}), {peak()}")
+    original = surgery.perplexity((model, tokenizer), valid)
+    say(f"perplexity of the original: {original:.3f}")
+    found: dict[str, dict[int, float]] = {}
+    for bits in BITS:
+        quantized = load(folder)[0]
+        group = 32 if SMALL else 64
+        nn.quantize(quantized, group, bits, class_predicate=lambda _, module: isinstance(module, nn.Linear))
+        packed = [pair for pair in quantized.named_modules() if isinstance(pair[1], nn.QuantizedLinear)]
+        errors = {}
+        for norm, title in NORMS.items():
+            start = time.perf_counter()
+            adapter = surgery.compensate(quantized, model, stats, max(RANKS), norm=norm)
+            seconds, errors[norm] = time.perf_counter() - start, adapter
+            row = found.setdefault(f"{bits} bits, {title}", {})
+            for rank in RANKS if norm != "plain" else (0, *RANKS):
+                # Dense weights: MLX's quantized products are slow on a Linux CPU.
+                row[rank] = surgery.perplexity((adapter.truncated(rank).apply(quantized), tokenizer), valid)
+                quantized.update_modules(tree_unflatten(packed))
+                say(f"{bits} bits, {title}, rank {rank}: perplexity {row[rank]:.3f}")
+            say(f"  closed forms {seconds:.1f} s")
+        for rank in RANKS:
+            parts = {norm: adapter.truncated(rank).errors() for norm, adapter in errors.items()}
+            for worse, better in [("plain", "diagonal"), ("diagonal", "activations"), ("plain", "activations")]:
+                names = parts[worse]
+                right = sum(parts[better][name][1] <= parts[worse][name][1] * (1 + 1e-9) for name in names)
+                say(f"  rank {rank}: error of {NORMS[better]} <= {NORMS[worse]} in {right} of {len(names)} layers")
+    write("repair", {"original": original, "repaired": found, "tokens": stats.tokens})
+    draw("repair", found, "rank", {"original": original})
+
+
+def write(name: str, values: dict) -> None:
+    (OUTPUT / f"{name}.json").write_text(json.dumps(values, indent=4) + "\n")
+
+
+def draw(name: str, lines: dict[str, dict[int, float]], label: str, levels: dict[str, float]) -> None:
+    """Perplexities over ranks or layers."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for title, row in lines.items():
+        axes.plot(list(row), list(row.values()), "o-", ms=4, label=title)
+    for title, level in levels.items():
+        axes.axhline(level, ls="--", color="gray", label=title)
+    axes.set(xlabel=label, ylabel="perplexity", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(OUTPUT.parent / f"llm_surgery_{name}.png", dpi=120)
+
+
+PARTS = {"repair": repair}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Repair, shorten and erase.")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help="What to do.")
+    parser.add_argument("--train", type=int, default=100 if SMALL else 500, help="Texts to fit on.")
+    parser.add_argument("--valid", type=int, default=30 if SMALL else 200, help="Texts to score.")
+    args = parser.parse_args()
+
+    mx.random.seed(0)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    data = write_data(OUTPUT / "data", {"train": args.train, "valid": args.valid})
+    folder = prepare_model()
+    for part in args.parts:
+        PARTS[part](folder, data)
+
+
+if __name__ == "__main__":
+    main()

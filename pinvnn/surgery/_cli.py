@@ -1,0 +1,74 @@
+"""The commands ``pinvnn repair``, ``pinvnn shorten`` and ``pinvnn erase``."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .._lm import CHECKPOINT, Checkpoint, check_folder
+from ._repair import REPAIR, repair
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command ``repair`` to a command line.
+
+    Args:
+        commands: What ``argparse.ArgumentParser.add_subparsers`` returns. Each command sets ``run``, a function of the
+            parsed arguments.
+    """
+    parser = commands.add_parser(
+        "repair",
+        help="Correct a quantized model by low-rank adapters.",
+        description="Find for each quantized layer the low-rank correction after which it does most nearly what the "
+        "original layer does on some text, and write an adapter for mlx-lm, a JSON report and a picture.",
+    )
+    parser.add_argument("--model", required=True, help="The quantized model: a directory or Hugging Face repo.")
+    parser.add_argument("--original", required=True, help="The model that was quantized.")
+    _add_data(parser)
+    parser.add_argument("--rank", type=int, default=32, help="Rank of the corrections. Default: 32.")
+    parser.set_defaults(run=run_repair)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        required=True,
+        help='Directory with train.jsonl, one object with "text" a line, and valid.jsonl, if perplexity is wanted.',
+    )
+    parser.add_argument("--output", required=True, help="Directory to write to. Checkpoints are kept there meanwhile.")
+    parser.add_argument("--batch-size", type=int, default=16, help="Texts in one forward pass.")
+    parser.add_argument("--max-seq-length", type=int, default=2048, help="Longer texts are cut to this length.")
+    parser.add_argument("--save-every", type=float, default=60.0, help="Seconds between checkpoints.")
+    parser.add_argument("--restart", action="store_true", help="Ignore an existing checkpoint.")
+
+
+def _prepare(args: argparse.Namespace) -> Path:
+    """The output folder, after a check that everything can be written there."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("matplotlib must be installed for the picture: pip install 'pinvnn[heads]'.")
+    output = Path(args.output)
+    if mx.distributed.init().rank() == 0:
+        check_folder(output)
+        check_folder(output / CHECKPOINT)
+    return output
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    names = {"batch_size": "batch_size", "max_length": "max_seq_length", "save_every": "save_every"}
+    return {**{key: getattr(args, name) for key, name in names.items()}, "restart": args.restart}
+
+
+def _finish(output: Path) -> None:
+    Checkpoint(output / CHECKPOINT, {}, mx.distributed.init().rank()).remove()
+
+
+def run_repair(args: argparse.Namespace) -> None:
+    """``pinvnn repair``."""
+    output = _prepare(args)
+    said = repair(args.model, args.original, args.data, output, rank=args.rank, **_options(args))
+    _finish(output)
+    if said is not None:
+        print(said)
+        print(f"Adapter, {REPAIR}.json and {REPAIR}.png in {output}")
