@@ -136,10 +136,8 @@ def full_rank(
         good = certified(found, a.shape[-2:], a.dtype, rtol, atol)
         if not eager:
             f = nan_unless(good, f)
-        elif not mx.all(good).item():
+        elif (f := evaluated_if(good, f)) is None:
             return None
-        else:
-            f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
         if not exact:
             return Certified(f, rhs[0] if rhs else None)
         f, q, z = corrected(f, a, w)
@@ -149,6 +147,12 @@ def full_rank(
 def nan_unless(good: mx.array, f: RightFactor) -> RightFactor:
     """``f`` with NaN for V where the mask ``good`` (...) is False."""
     return f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
+
+
+def evaluated_if(good: mx.array, f: RightFactor) -> RightFactor | None:
+    """The full factor ``f`` without its graph, or None unless the mask ``good`` is True everywhere; one evaluation."""
+    sure, v, r = constants(mx.all(good), f.v, f.r)
+    return f._replace(v=v, r=r) if sure.item() else None
 
 
 def factor_of_inverse(inverse: mx.array) -> RightFactor:

@@ -10,11 +10,11 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross, crosses
-from .._mlx.eager import constants, evaluated_crosses, visible
+from .._mlx.eager import evaluated_crosses, visible
 from .._mlx.place import on_cpu
 from .._mlx.shapes import same_batch
 from .._types import RidgeMethod
-from .full_rank import accurate, certified, cholesky_factor, corrected, nan_unless
+from .full_rank import accurate, certified, cholesky_factor, corrected, evaluated_if, nan_unless
 from .rank import default_rtol
 from .ridge_values import RidgeInverse, Route, SolutionHints
 from .right_factor import RightFactor, embedded_gram, nan_where_negative, power_of_two, right_factor
@@ -104,9 +104,9 @@ def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHi
     exact = entries == mx.float64
     gram, *rhs = evaluated_crosses(a, [a] if b is None or exact else [a, b], w)
     f, good = _certified_cholesky(embedded_gram(gram), l2, a.shape[-2:], entries)
-    if not mx.all(good).item():
+    f = evaluated_if(good, f)
+    if f is None:
         return None
-    f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
     if not exact:
         return RidgeInverse(f, "feature"), SolutionHints(rhs=rhs[0] if rhs else None)
     f, q, z = _corrected(f, a, w, l2)
@@ -118,9 +118,9 @@ def _dual_by_cholesky(flat, l2, entries) -> RightFactor | None:
     if l2.shape[-1] > 1 or not visible(flat, l2):
         return None
     f, good = _certified_cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
-    if not mx.all(mx.logical_and(good, l2[..., 0] > 0)).item():
+    f = evaluated_if(mx.logical_and(good, l2[..., 0] > 0), f)
+    if f is None:
         return None
-    f = f._replace(**dict(zip("vr", constants(f.v, f.r), strict=True)))
     f = _corrected(f, flat, None, l2)[0] if entries == mx.float64 else f
     return RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
 

@@ -2,9 +2,12 @@
 
 import mlx.core as mx
 
-from .blocks import ROWS_PER_BLOCK, times
+from .blocks import ROWS_PER_BLOCK, crosses, times
 from .complex import fold
 from .place import on_cpu
+
+# Multiply-adds of a product from which on NumPy takes less time than MLX with a fast BLAS.
+_LEAST_FOR_NUMPY = 2**22
 
 
 def visible(*arrays: mx.array | float | None) -> bool:
@@ -30,15 +33,17 @@ def constants(*arrays: mx.array) -> list[mx.array]:
     import numpy as np  # here, since it takes longer to import than all of MLX
 
     mx.eval(arrays)
-    return [mx.array(np.array(x), x.dtype) for x in arrays]
+    return [mx.array(np.asarray(x), x.dtype) for x in arrays]
 
 
 def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = None) -> list[mx.array]:
-    """:func:`crosses` of visible arrays, evaluated by NumPy, without a graph.
+    """:func:`crosses` of visible arrays; large ones are evaluated by NumPy, without a graph.
 
     On Linux MLX's own CPU products of float64 are 10 to 50 times slower than those of NumPy, which also computes one
     triangle alone of a product X^T X.
     """
+    if a.size * max(a.shape[-1] if b is a else b.shape[-1] for b in rights) < _LEAST_FOR_NUMPY:
+        return crosses(a, rights, w)
     import numpy as np  # here, since it takes longer to import than all of MLX
 
     def block(x, rows):
@@ -66,8 +71,8 @@ def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = 
 
 
 def evaluated_times(a: mx.array, x: mx.array) -> mx.array:
-    """:func:`times` of visible arrays, evaluated by NumPy if they are real, without a graph."""
-    if a.dtype == mx.complex64:
+    """:func:`times` of visible arrays; large real ones are evaluated by NumPy, without a graph."""
+    if a.dtype == mx.complex64 or a.size * x.shape[-1] < _LEAST_FOR_NUMPY:
         return times(a, x)
     import numpy as np
 
