@@ -10,8 +10,10 @@ SmolLM2-135M and definitions of WordNet, some to fit on and others to score:
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,7 +26,8 @@ from pinvnn.heads import load_model
 
 OUTPUT = picture("llm_surgery")
 BITS, RANKS = ((2,), (2, 4)) if SMALL else ((2, 3), (8, 32, 64))
-NORMS = {"plain": "SVD", "diagonal": "LQER", "activations": "exact"}
+NORMS: dict[Any, str] = {"plain": "SVD", "diagonal": "LQER", "activations": "exact"}
+PENALTIES = {"dropped": math.inf, "least squares": 0.0, "ridge": None}
 SKIPS = (1, 2) if SMALL else (1, 2, 4, 8)
 
 
@@ -82,6 +85,27 @@ def repair(folder: Path, data: Path) -> None:
     draw("repair", found, "rank", {"original": original})
 
 
+def shorten(folder: Path, data: Path) -> None:
+    source, valid = load(folder), data / "valid.jsonl"
+    original = surgery.perplexity(source, valid)
+    say(f"perplexity of the original: {original:.3f}")
+    lines: dict[str, dict[int, float]] = {title: {0: original} for title in PENALTIES}
+    for skip in SKIPS:
+        start = time.perf_counter()
+        ridge = surgery.replace_layers(source, data, skip, progress=True)
+        spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in ridge.clock.seconds.items())
+        say(f"{skip} layers: {ridge.tokens} tokens in {time.perf_counter() - start:.1f} s ({spent}), {peak()}")
+        for title, l2 in PENALTIES.items():
+            found = ridge if l2 is None else ridge.with_l2(l2)
+            with found.applied():
+                lines[title][skip] = surgery.perplexity(source, valid)
+            fit = next(fit for fit in found.fits if fit["start"] == found.start)
+            errors = ", ".join(f"{key} {fit[key]:.4f}" for key in ("dropped", "fitted", "predicted"))
+            say(f"{skip} layers after {found.start}, {title}: perplexity {lines[title][skip]:.3f} (error {errors})")
+    write("shorten", {"perplexity": lines, "tokens": ridge.tokens})
+    draw("shorten", lines, "layers removed", {})
+
+
 def write(name: str, values: dict) -> None:
     (OUTPUT / f"{name}.json").write_text(json.dumps(values, indent=4) + "\n")
 
@@ -101,7 +125,7 @@ def draw(name: str, lines: dict[str, dict[int, float]], label: str, levels: dict
     figure.savefig(OUTPUT.parent / f"llm_surgery_{name}.png", dpi=120)
 
 
-PARTS = {"repair": repair}
+PARTS = {"repair": repair, "shorten": shorten}
 
 
 def main():

@@ -9,3 +9,5 @@ from ._collect import ActivationStatistics as ActivationStatistics
 from ._collect import collect as collect
 from ._compensate import compensate as compensate
 from ._perplexity import perplexity as perplexity
+from ._replace import Shortened as Shortened
+from ._replace import replace_layers as replace_layers

@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from .._lm import CHECKPOINT, Checkpoint, check_folder
 from ._repair import REPAIR, repair
+from ._shorten import SHORTEN, shorten
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command ``repair`` to a command line.
+    """Add the commands ``repair`` and ``shorten`` to a command line.
 
     Args:
         commands: What ``argparse.ArgumentParser.add_subparsers`` returns. Each command sets ``run``, a function of the
@@ -29,6 +30,20 @@ def add_commands(commands: Any) -> None:
     _add_data(parser)
     parser.add_argument("--rank", type=int, default=32, help="Rank of the corrections. Default: 32.")
     parser.set_defaults(run=run_repair)
+
+
+    parser = commands.add_parser(
+        "shorten",
+        help="Take layers out of a model.",
+        description="Take the decoder layers out of a model whose work a linear map does best, fold that map into the "
+        "layer before them, and write an ordinary model folder, a JSON report and a picture.",
+    )
+    parser.add_argument("--model", required=True, help="The model: a directory or Hugging Face repo.")
+    _add_data(parser)
+    parser.add_argument("--skip", type=int, default=4, help="Number of layers to take out. Default: 4.")
+    parser.add_argument("--start", type=int, help="The layer before them, 1 is the first. Default: the best.")
+    parser.add_argument("--l2", type=float, help="Penalty; inf drops the layers. Default: by cross validation (GCV).")
+    parser.set_defaults(run=run_shorten)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -72,3 +87,14 @@ def run_repair(args: argparse.Namespace) -> None:
     if said is not None:
         print(said)
         print(f"Adapter, {REPAIR}.json and {REPAIR}.png in {output}")
+
+
+def run_shorten(args: argparse.Namespace) -> None:
+    """``pinvnn shorten``."""
+    output = _prepare(args)
+    chosen = {"skip": args.skip, "start": args.start, "l2": args.l2}
+    said = shorten(args.model, args.data, output, **chosen, **_options(args))
+    _finish(output)
+    if said is not None:
+        print(said)
+        print(f"Model, {SHORTEN}.json and {SHORTEN}.png in {output}")

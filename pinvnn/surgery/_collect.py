@@ -30,6 +30,7 @@ from .._lm import (
 from .._mlx import fail
 from ..streaming import ReadoutStatistics
 from ._layers import block_names, check_blocks, linear_layers, record_inputs
+from ._pending import Pending
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,11 @@ def collect(
     reader = TextReader(source, batch_size, group.rank(), group.size(), progress)
     saved = None
     if output is not None:
-        saved = Checkpoint(Path(output) / CHECKPOINT, _identity(reader, split, dims), group.rank())
+        saved = Checkpoint(Path(output) / CHECKPOINT, identity(reader, split, statistics=dims), group.rank())
 
     def add(texts: Texts, statistics: Sequence[ReadoutStatistics]) -> None:
         named = zip(watched.items(), statistics, strict=True)
-        pending = {id(module): _Pending(name, stats, reader.clock) for (name, (module, _)), stats in named}
+        pending = {id(module): Pending(name, stats, reader.clock) for (name, (module, _)), stats in named}
         for _, encoded in reader.batches(texts):
             _read_batch(reader, encoded, pending, [module for module, _ in watched.values()])
         for rows in pending.values():
@@ -179,45 +180,12 @@ def _to_watch(
     return watched, followers, skipped
 
 
-class _Pending:
-    """Rows that are about to be added to statistics. Merging costs as much as D rows do, so D of them are gathered."""
-
-    def __init__(self, name: str, stats: ReadoutStatistics, clock: Clock) -> None:
-        self.name, self.stats, self.clock = name, stats, clock
-        self._rows: list[mx.array] = []
-
-    def add(self, rows: mx.array) -> None:
-        """Evaluate some rows ``(rows, D)`` and take them in."""
-        with self.clock.measure("forward"):
-            mx.eval(rows)
-        self._rows.append(rows)
-        if sum(len(part) for part in self._rows) >= self.stats.input_dims:
-            self.flush()
-
-    def flush(self) -> None:
-        """Add to the statistics what was taken in.
-
-        Raises:
-            ValueError: A row is not finite.
-        """
-        if not self._rows:
-            return
-        with self.clock.measure("statistics"):
-            x = mx.concatenate(self._rows)
-            self._rows.clear()
-            try:
-                self.stats.update(x, mx.zeros((x.shape[0], 0)))
-            except ValueError as error:
-                rule = f"activations of {self.name} must be finite, but got others"
-                raise ValueError(f"[pinvnn.surgery] {rule}. Use weights in float32 or bfloat16.") from error
-
-
 def _read_batch(
-    reader: TextReader, encoded: list[list[int]], pending: dict[int, _Pending], modules: list[nn.Module]
+    reader: TextReader, encoded: list[list[int]], pending: dict[int, Pending], modules: list[nn.Module]
 ) -> None:
     """Send a batch through the model, layer by layer, and take the rows of its tokens."""
     tokens, lengths = pad(encoded)
-    rows = mx.array(np.flatnonzero(np.arange(tokens.shape[1]) < np.array(lengths)[:, None]))
+    rows = rows_of_tokens(tokens, lengths)
     linear = {id(module) for module in linear_layers(reader.source.model).values()}
 
     def report(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -229,15 +197,20 @@ def _read_batch(
         reader.source.model(tokens)
 
 
-def _identity(reader: TextReader, split: Split, dims: dict[str, int]) -> dict[str, Any]:
-    """The settings that the statistics depend on: runs that agree in them may share a checkpoint."""
+def rows_of_tokens(tokens: mx.array, lengths: mx.array) -> mx.array:
+    """Places of the tokens of all texts in ``tokens`` ``(batch, longest)``, without the padding, once it is flat."""
+    return mx.array(np.flatnonzero(np.arange(tokens.shape[1]) < np.array(lengths)[:, None]))
+
+
+def identity(reader: TextReader, split: Split, **settings: Any) -> dict[str, Any]:
+    """The settings that statistics depend on: runs that agree in them may share a checkpoint."""
     return {
         "model": reader.source.name,
         "model type": reader.source.model_type,
-        "statistics": dims,
         "data": split.digest,
         "longest text": reader.source.max_length,
         "batch size": reader.batch_size,
         "chunk": CHUNK,
         "processes": reader.ranks,
+        **settings,
     }

@@ -14,14 +14,17 @@ from pinvnn._command import main
 from pinvnn._lm import stream
 from tests.support.topics import write_folder, write_rows
 
-COMMANDS = ["repair"]
+COMMANDS = ["repair", "shorten"]
 
 
 @pytest.fixture
 def arguments(tiny, packed, texts, tmp_path):
     """Of each command, with the output ``tmp_path / "out"``."""
     rest = ["--data", str(texts), "--output", str(tmp_path / "out")]
-    return {"repair": ["--model", str(packed), "--original", str(tiny), "--rank", "8", *rest]}
+    return {
+        "repair": ["--model", str(packed), "--original", str(tiny), "--rank", "8", *rest],
+        "shorten": ["--model", str(tiny), "--skip", "2", *rest],
+    }
 
 
 def files(folder):
@@ -47,13 +50,29 @@ def test_repair(arguments, packed, texts, tmp_path, capsys):
     assert list(report["perplexity"]) == ["original", "0", "2", "4", "8"]
     assert f"{report['perplexity']['8']:.3f}  rank 8" in capsys.readouterr().out
 
-    # mlx-lm's own command, in a process of its own.
-    command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(packed), "--adapter-path", str(out)]
+    generate(tmp_path, "--model", packed, "--adapter-path", out)
+
+
+def generate(folder, *arguments):
+    """mlx-lm's own command, in a process of its own."""
+    command = [sys.executable, "-m", "mlx_lm", "generate", *map(str, arguments)]
     command += ["--prompt", "the cat", "--max-tokens", "4", "--ignore-chat-template"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "Generation: 4 tokens" in result.stdout
+
+
+def test_shorten(arguments, tmp_path, capsys):
+    assert main(["shorten", *arguments["shorten"]]) == 0
+    out = tmp_path / "out"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "shorten.json", "shorten.png"} < set(files(out))
+    assert "checkpoint" not in files(out)
+    report = json.loads((out / "shorten.json").read_text())
+    assert len(report["removed"]) == 2 and len(report["spans"]) == 2 and report["l2"] > 0
+    assert list(report["perplexity"]) == ["original", "dropped", "shortened"]
+    assert f"{report['perplexity']['shortened']:.3f}  shortened" in capsys.readouterr().out
+    generate(tmp_path, "--model", out)
 
 
 def test_without_validation_texts_there_is_no_perplexity(arguments, tiny, texts, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from pinvnn import surgery
 from pinvnn._lm import stream
-from tests.support.families import FAMILIES, build
+from tests.support.families import FAMILIES, Words, build
 from tests.support.topics import write_rows
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -75,13 +75,6 @@ def test_the_model_is_as_before(loaded, texts):
     before = [type(module) for module in model.modules()]
     surgery.collect(loaded, texts)
     assert [type(module) for module in model.modules()] == before
-
-
-class Words:
-    """A tokenizer for the models of tests/support/families.py."""
-
-    def encode(self, text):
-        return [sum(map(ord, word)) % 90 for word in text.split()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,3 +12,8 @@ def test_a_repair(gpu, tiny, packed, texts, tmp_path):
     adapter = surgery.compensate(quantized, model, stats, rank=2)
     adapter.save(tmp_path)
     assert surgery.perplexity((adapter.apply(quantized), tokenizer), texts / "valid.jsonl") > 1
+
+
+def test_fewer_layers(gpu, tiny, texts, tmp_path):
+    surgery.replace_layers(str(tiny), texts / "valid.jsonl", 2).save(tmp_path / "short")
+    assert (tmp_path / "short" / "config.json").exists()
