@@ -10,6 +10,7 @@ all problems of a batch, and few rounds suffice: Lawson and Hanson's method exch
 All of it is done on the Gram matrix with columns scaled to length 1, so that units do not matter.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,15 +79,15 @@ def bounded_solution(
     with on_cpu():
         a, b, l2, lower, upper = map(mx.stop_gradient, (a, b, l2, lower, upper))
         w = None if w is None else nan_where_negative(mx.stop_gradient(w))
-        eager = visible(a, b, w, l2, lower, upper)
-        gram, rhs = _numpy_crosses(a, b, w) if eager else crosses(a, [a, b], w)
-        p = _scaled(gram, rhs, a, b, w, l2, lower, upper)
-        x, state = _by_numpy(p, a, b, w, l2) if eager else _in_graph(p)
-        x = (x / p.lengths).mT
-        if a.dtype == mx.float64:  # A step of iterative refinement: forming the Gram matrix has lost digits.
-            slope = _numpy_slope(a, b, w, x) if eager else cross(a, residual(a, b, x), w)
-            x = _refined(x, slope - l2 * x, gram, l2, (state == 0).mT)
-        return _within(x, state.mT, lower, upper), state.mT
+        if visible(a, b, w, l2, lower, upper):
+            return _by_numpy(a, b, w, l2, lower, upper)
+        gram, rhs = crosses(a, [a, b], w)
+        p = _scaled(mx, gram, rhs, b, w, l2, lower, upper)
+        x, state = _in_graph(p)
+        x, state = (x / p.lengths).mT, state.mT
+        if a.dtype == mx.float64:
+            x = _refined(mx, _inverse_in_graph, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
+        return _within(mx, x, state, lower, upper), state
 
 
 def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) -> RidgeInverse:
@@ -123,19 +124,19 @@ def _free_factor(gram, l2, free, entries) -> RightFactor:
 # --- One round, in NumPy or in a graph --------------------------------------------------------------------------------
 
 
-def _on_bounds(xp, p: Problem, state):
-    return xp.where(state < 0, p.lower, xp.where(state > 0, p.upper, xp.zeros_like(p.q)))
-
-
 def _solve(xp, solver: Callable[[Any, Any], Any], p: Problem, state):
     """Solve for x in a state; also half the gradient there, and what rounding may have made of either."""
     free = state == 0
-    on = xp.where(free, xp.ones_like(p.q), xp.zeros_like(p.q))
-    x = _on_bounds(xp, p, state)
-    rhs = on * (p.q - _times(p.c, x))
-    eye = xp.eye(x.shape[-1], dtype=xp.float64)
-    x = xp.where(free, solver(p.c * (on[..., None] * on[..., None, :]) + eye * (1 - on)[..., None, :], rhs), x)
+    x = xp.where(state < 0, p.lower, xp.where(state > 0, p.upper, 0.0))
+    rhs = xp.where(free, p.q - _times(p.c, x), 0.0)
+    x = xp.where(free, solver(_free_part(xp, p.c, free), rhs), x)
     return x, _times(p.c, x) - p.q, 16 * _EPS * (p.size + xp.sum(xp.abs(x), axis=-1, keepdims=True))
+
+
+def _free_part(xp, c, free):
+    """The free rows and columns of ``c``; those of the identity for the others."""
+    on = free.astype(xp.float64)
+    return c * (on[..., None] * on[..., None, :]) + xp.eye(c.shape[-1], dtype=xp.float64) * (1 - on)[..., None, :]
 
 
 def _times(c, x):
@@ -156,12 +157,11 @@ def _exchange(xp, state, wrong, least, patience):
     below, above, inward = wrong
     any_of = xp.logical_or(xp.logical_or(below, above), inward)
     count = xp.sum(any_of.astype(xp.int32), axis=-1, keepdims=True)
-    patience = xp.where(count < least, xp.full_like(count, _PATIENCE), patience - 1)
-    index = xp.broadcast_to(xp.arange(state.shape[-1], dtype=xp.int32), state.shape)
-    last = xp.max(xp.where(any_of, index, xp.full_like(index, -1)), axis=-1, keepdims=True)
+    patience = xp.where(count < least, _PATIENCE, patience - 1)
+    index = xp.arange(state.shape[-1], dtype=xp.int32)
+    last = xp.max(xp.where(any_of, index, -1), axis=-1, keepdims=True)
     change = xp.logical_and(any_of, xp.logical_or(patience >= 0, index == last))
-    to = xp.where(below, xp.full_like(state, -1), xp.where(above, xp.ones_like(state), xp.zeros_like(state)))
-    return xp.where(change, to, state), xp.minimum(count, least), patience
+    return xp.where(change, xp.where(below, -1, xp.where(above, 1, 0)), state), xp.minimum(count, least), patience
 
 
 def _snapped(xp, p: Problem, state, x, noise):
@@ -169,7 +169,7 @@ def _snapped(xp, p: Problem, state, x, noise):
     free = state == 0
     low = xp.logical_and(free, x <= p.lower + noise)
     high = xp.logical_and(free, x >= p.upper - noise)
-    return xp.where(low, xp.full_like(state, -1), xp.where(high, xp.ones_like(state), state))
+    return xp.where(low, -1, xp.where(high, 1, state))
 
 
 # --- In a graph -------------------------------------------------------------------------------------------------------
@@ -206,15 +206,32 @@ def _definite(c, rhs):
 # --- In NumPy ---------------------------------------------------------------------------------------------------------
 
 
-def _by_numpy(p: Problem, a, b, w, l2) -> tuple[mx.array, mx.array]:
+def _by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array]:
+    """:func:`bounded_solution` of visible arrays. Small MLX operations would take most of the time."""
+    import numpy as np
+
+    exact = a.dtype == mx.float64
+    a, b, w, l2, lower, upper = arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2, lower, upper)]
+    with np.errstate(all="ignore"):  # NaN and Inf are arguments like others.
+        gram, rhs = _numpy_crosses(a, b, w)
+        p = _scaled(np, gram, rhs, b, w, l2, lower, upper)
+        x, state = _pivot_all(p, *arrays[:4])
+        x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
+        if exact:
+            x = _refined(np, _inverse_in_numpy, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
+        x = _within(np, x, state, lower, upper)
+    return mx.array(x, mx.float64), mx.array(state, mx.int32)
+
+
+def _pivot_all(p: Problem, a, b, w, l2):
+    """Solve all problems for x and states, as many at once as memory allows; NaN where there is no solution."""
     import numpy as np
 
     batch, n = p.q.shape[:-1], p.q.shape[-1]
-    mx.eval(p)
     full = {"c": (*batch, n, n), "size": (*batch, 1), "good": (*batch, 1)}
     # Views: nothing is copied before problems are picked out.
-    p = Problem(*(np.broadcast_to(np.asarray(v), full.get(f, (*batch, n))) for f, v in p._asdict().items()))
-    total, at_once = int(np.prod(batch)), max(1, _NUMBERS_AT_ONCE // (n * n))
+    p = Problem(*(np.broadcast_to(v, full.get(f, (*batch, n))) for f, v in p._asdict().items()))
+    total, at_once = math.prod(batch), max(1, _NUMBERS_AT_ONCE // (n * n))
     x, state = np.full((total, n), np.nan), np.array(p.start).reshape(total, n)
     unsolved = []
     for i in range(0, total, at_once):
@@ -222,14 +239,11 @@ def _by_numpy(p: Problem, a, b, w, l2) -> tuple[mx.array, mx.array]:
         where = np.unravel_index(which, batch)
         good = p.good[where][:, 0]
         which, where = which[good], tuple(axis[good] for axis in where)
-        part = Problem(*(field[where] for field in p))
-        x[which], state[which], solved = _pivot(part)
+        x[which], state[which], solved = _pivot(Problem(*(field[where] for field in p)))
         unsolved += list(which[~solved])
-    if unsolved:
-        arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2)]
-        for i in unsolved:
-            x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), *arrays)
-    return mx.array(x.reshape(p.q.shape), mx.float64), mx.array(state.reshape(p.q.shape))
+    for i in unsolved:
+        x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2)
+    return x.reshape(p.q.shape), state.reshape(p.q.shape)
 
 
 def _pivot(p: Problem):
@@ -237,25 +251,26 @@ def _pivot(p: Problem):
     import numpy as np
 
     total, n = p.q.shape
-    x, state, solved = np.zeros((total, n)), p.start.copy(), np.zeros(total, bool)
-    rest, now = np.arange(total), p
+    x, gradient, noise = np.zeros((total, n)), np.zeros((total, n)), np.zeros((total, 1))
+    state, solved = p.start.copy(), np.zeros(total, bool)
+    rest, now, here = np.arange(total), p, p.start
     least, patience = np.full((total, 1), n + 1), np.full((total, 1), _PATIENCE)
     for _ in range(3 * n + 20):
-        if not rest.size:
-            break
-        found, gradient, noise = _solve(np, _by_lu, now, state[rest])
-        wrong = _wrong(np, now, state[rest], found, gradient, noise)
-        done = ~np.logical_or(np.logical_or(wrong[0], wrong[1]), wrong[2]).any(axis=-1)
-        if done.any():
-            on, gone = ~done, rest[done]
-            x[gone] = found[done]
-            balanced = np.abs(np.where(state[gone] == 0, gradient[done], 0)) <= 64 * noise[done]
-            solved[gone] = balanced.all(axis=-1)
-            state[gone] = _snapped(np, Problem(*(f[done] for f in now)), state[gone], found[done], noise[done])
-            rest, now, wrong = rest[on], Problem(*(f[on] for f in now)), [v[on] for v in wrong]
-            least, patience = least[on], patience[on]
-        state[rest], least, patience = _exchange(np, state[rest], wrong, least, patience)
-    return x, state, solved
+        found = _solve(np, _by_lu, now, here)
+        wrong = _wrong(np, now, here, *found)
+        on = (wrong[0] | wrong[1] | wrong[2]).any(axis=-1)
+        if not on.all():
+            gone = rest[~on]
+            solved[gone], state[gone] = True, here[~on]
+            for all_of, some in zip((x, gradient, noise), found, strict=True):
+                all_of[gone] = some[~on]
+            if not on.any():
+                break
+            rest, now, here = rest[on], Problem(*(f[on] for f in now)), here[on]
+            wrong, least, patience = [v[on] for v in wrong], least[on], patience[on]
+        here, least, patience = _exchange(np, here, wrong, least, patience)
+    solved &= (np.abs(np.where(state == 0, gradient, 0)) <= 64 * noise).all(axis=-1)
+    return x, _snapped(np, p, state, x, noise), solved
 
 
 def _by_lu(c, rhs):
@@ -294,79 +309,92 @@ def _one_by_active_set(p: Problem, at, a, b, w, l2):
     return x, np.where(free, 0, np.where(x <= lower, -1, 1))
 
 
-def _numpy_crosses(a, b, w) -> tuple[mx.array, mx.array]:
+def _numpy_crosses(a, b, w):
     """A^T D A and A^T D b by NumPy, whose BLAS is the faster one on Linux; by blocks of rows."""
-    import numpy as np
-
-    a, b = np.asarray(a), np.asarray(b)
-    w = None if w is None else np.asarray(w)
     m = a.shape[-2]
     step = max(1, _NUMBERS_AT_ONCE * m // (a.size + b.size))
     gram, rhs = 0.0, 0.0
     for i in range(0, m, step):
         rows = slice(i, i + step)
-        left, right = (v[..., rows, :].astype(float) for v in (a, b))
+        left, right = (v[..., rows, :].astype(float, copy=False) for v in (a, b))
         weighted = left if w is None else w[..., rows, None] * left
         weighted = weighted.swapaxes(-1, -2)
         gram, rhs = gram + weighted @ left, rhs + weighted @ right
-    return mx.array(gram, mx.float64), mx.array(rhs, mx.float64)
+    return gram, rhs
 
 
-def _numpy_slope(a, b, w, x) -> mx.array:
+def _numpy_slope(a, b, w, x):
     """A^T D (b - A x) of float64 arrays."""
-    import numpy as np
-
-    a, b, x = (np.asarray(v) for v in (a, b, x))
     rest = b - a @ x
-    rest = rest if w is None else np.asarray(w)[..., None] * rest
-    return mx.array(a.swapaxes(-1, -2) @ rest, mx.float64)
+    return a.swapaxes(-1, -2) @ (rest if w is None else w[..., None] * rest)
 
 
 # --- Before and after -------------------------------------------------------------------------------------------------
 
 
-def _scaled(gram, rhs, a, b, w, l2, lower, upper) -> Problem:
-    n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
-    nan = mx.array(float("nan"), mx.float64)
-    l2 = mx.where(l2 < 0, nan, l2).mT
+def _scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
+    n, eye = gram.shape[-1], xp.eye(gram.shape[-1], dtype=xp.float64)
+    zero, one, nan = (xp.array(v, xp.float64) for v in (0.0, 1.0, math.nan))
+    l2, rhs, lower, upper = (xp.swapaxes(v, -1, -2) for v in (xp.where(l2 < 0, nan, l2), rhs, lower, upper))
     gram = gram[..., None, :, :] + eye * l2[..., None, :]
-    diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
-    lengths = mx.sqrt(mx.where(diagonal > 0, diagonal, mx.ones_like(diagonal)))
-    c, q = gram / lengths[..., None] / lengths[..., None, :], rhs.mT / lengths
+    diagonal = xp.diagonal(gram, axis1=-2, axis2=-1)
+    lengths = xp.sqrt(xp.where(diagonal > 0, diagonal, one))
+    c, q = gram / lengths[..., None] / lengths[..., None, :], rhs / lengths
     c = c * (1 - eye) + eye  # of a column of zeros, too: its variable is then 0, or what bound is nearest
     # At least |D^(1/2) b|, without a copy of b in float64.
-    total = mx.array(float(b.shape[-2]), mx.float64) if w is None else mx.sum(w.astype(mx.float64), axis=-1)[..., None]
-    size = (mx.sqrt(total) * mx.max(mx.abs(b), axis=-2).astype(mx.float64))[..., None]
-    lower, upper = lower.mT, upper.mT
-    ordered = mx.logical_and(lower <= upper, mx.logical_and(lower < float("inf"), upper > -float("inf")))
-    whole = mx.broadcast_shapes(q.shape, lower.shape, upper.shape, (*c.shape[:-2], n), (*size.shape[:-1], n))
-    ordered = mx.all(mx.broadcast_to(ordered, whole), axis=-1, keepdims=True)
-    finite = mx.isfinite(mx.sum(c, axis=(-2, -1))[..., None] + mx.sum(q + lengths, axis=-1, keepdims=True) + size)
-    good = mx.logical_and(ordered, finite)
-    zero, one = mx.array(0.0, mx.float64), mx.array(1.0, mx.float64)
+    m = b.shape[-2]
+    total = xp.array(float(m), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
+    size = (xp.sqrt(total) * xp.max(xp.abs(b), axis=-2).astype(xp.float64))[..., None]
+    ordered = xp.logical_and(lower <= upper, xp.logical_and(lower < math.inf, upper > -math.inf))
+    whole = xp.broadcast_shapes(q.shape, lower.shape, upper.shape, (*c.shape[:-2], n), (*size.shape[:-1], n))
+    ordered = xp.all(xp.broadcast_to(ordered, whole), axis=-1, keepdims=True)
+    finite = xp.isfinite(xp.sum(c, axis=(-2, -1))[..., None] + xp.sum(q + lengths, axis=-1, keepdims=True) + size)
+    good = xp.logical_and(ordered, finite)
     # By itself, so that one matrix may stay one for all targets.
-    c = mx.where(mx.isfinite(mx.sum(c, axis=(-2, -1), keepdims=True)), c, eye)
-    q, size = mx.where(good, q, zero), mx.where(good, size, zero)
-    lower, upper = mx.where(good, lower * lengths, zero), mx.where(good, upper * lengths, one)
-    minus, none = mx.array(-1, mx.int32), mx.array(0, mx.int32)
-    start = mx.where(lower == upper, minus, none)
-    if a.shape[-2] < n:  # All columns together are singular: begin with none.
-        far = mx.where(mx.isfinite(upper), mx.array(1, mx.int32), none)
-        start = mx.where(mx.isfinite(lower), minus, far)
-    lower, upper, q, start = (mx.broadcast_to(v, whole) for v in (lower, upper, q, start))
+    c = xp.where(xp.isfinite(xp.sum(c, axis=(-2, -1), keepdims=True)), c, eye)
+    q, size = xp.where(good, q, zero), xp.where(good, size, zero)
+    lower, upper = xp.where(good, lower * lengths, zero), xp.where(good, upper * lengths, one)
+    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
+    start = xp.where(lower == upper, low, free)
+    if m < n:  # All columns together are singular: begin with none.
+        start = xp.where(xp.isfinite(lower), low, xp.where(xp.isfinite(upper), high, free))
+    lower, upper, q, start = (xp.broadcast_to(v, whole) for v in (lower, upper, q, start))
     return Problem(c, q, lower, upper, size, good, lengths, start)
 
 
-def _refined(x, gradient, gram, l2, is_free):
-    """The minimizer ``x`` moved by Newton's step for the free variables, where there is one."""
-    free = mx.where(is_free, mx.ones_like(x), mx.zeros_like(x))
-    f = _free_factor(gram, l2, free, mx.float64)
-    step = _times(f.v, _times(f.v.mT, (gradient * free).mT)).mT * (f.r[..., 0].mT ** 2)
-    return mx.where(mx.isfinite(step), x + step, x)
+def _refined(xp, inverse: Callable[[Any], Any], p: Problem, x, state, slope):
+    """The minimizer ``x`` moved by Newton's step for the free variables, where ``inverse`` has one.
+
+    Iterative refinement, by half the negative gradient ``slope`` at ``x``: forming the Gram matrix has lost digits.
+    """
+    free, lengths = xp.swapaxes(state == 0, -1, -2), p.lengths
+    slope = xp.where(free, xp.swapaxes(slope, -1, -2) / lengths, 0.0)
+    step = xp.swapaxes(_times(inverse(_free_part(xp, p.c, free)), slope) / lengths, -1, -2)
+    return x + xp.where(xp.isfinite(step), step, 0.0)
 
 
-def _within(x, state, lower, upper):
+def _inverse_in_graph(c):
+    """The inverse of definite ``c``, NaN for a singular one."""
+    found = cholesky_factor(c, mx.float64)
+    f = nan_unless(found.sound, found.right)
+    return (f.v @ f.v.mT) * (f.r * f.r)
+
+
+def _inverse_in_numpy(c):
+    """:func:`_inverse_in_graph` of a NumPy array."""
+    import numpy as np
+
+    n = c.shape[-1]
+    try:
+        inverse = np.linalg.inv(c)
+    except np.linalg.LinAlgError:  # some of the matrices are singular, and will be seen to be
+        inverse = np.linalg.inv(c + 1e-15 * np.eye(n))
+    loss = np.trace(inverse, axis1=-2, axis2=-1)  # The diagonal of c is 1.
+    sound = (np.diagonal(inverse, axis1=-2, axis2=-1) > 0).all(axis=-1) & (loss <= min(1 / (n * _EPS), 1e14))
+    return np.where(sound[..., None, None], inverse, np.nan)
+
+
+def _within(xp, x, state, lower, upper):
     """``x`` with its held variables exactly on their bounds and none outside; NaN stays NaN."""
-    inside = mx.minimum(mx.maximum(x, lower), upper)
-    held = mx.where(state < 0, lower, upper)
-    return mx.where(mx.isnan(x), x, mx.where(state == 0, inside, held))
+    held = xp.where(state < 0, lower, upper)
+    return xp.where(xp.isnan(x), x, xp.where(state == 0, xp.minimum(xp.maximum(x, lower), upper), held))
