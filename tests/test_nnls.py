@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from pinvnn import lsq_linear, nnls, ridge
-from pinvnn._factor import bounded_values
+from pinvnn._factor import bounded_numpy, bounded_values
 from pinvnn.testing import adjoint_check, gradcheck
 from tests.support.cases import array, float64, numpy
 
@@ -93,8 +93,8 @@ def test_half_comes_back_as_it_went_in(dtype):
 def test_what_pivoting_does_not_solve_is_solved_one_variable_at_a_time(shape, monkeypatch):
     a, b = problem(shape, batch=(2,))
     x = numpy(nnls(a, b))
-    real = bounded_values._pivot
-    monkeypatch.setattr(bounded_values, "_pivot", lambda p: (*real(p)[:2], np.zeros(len(p.q), bool)))
+    real = bounded_numpy._pivot
+    monkeypatch.setattr(bounded_numpy, "_pivot", lambda p: (*real(p)[:2], np.zeros(len(p.q), bool)))
     again = numpy(nnls(a, b))
     for i in range(2):
         check(numpy(a)[i], numpy(b)[i, :, 0], again[i, :, 0], 0.0, math.inf, F64)

@@ -1,0 +1,137 @@
+"""Least squares within bounds where values may be evaluated: block principal pivoting in NumPy, any batch at once."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+
+from .active_set import bounded_free_set
+from .bounded_rounds import EPS, PATIENCE, Problem, exchange, refined, scaled, snapped, solve, within, wrong
+
+# Problems whose matrices are held together, by numbers.
+_NUMBERS_AT_ONCE = 2**21
+
+
+def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array]:
+    """:func:`bounded_solution` of visible arrays. Small MLX operations would take most of the time."""
+    exact = a.dtype == mx.float64
+    a, b, w, l2, lower, upper = arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2, lower, upper)]
+    with np.errstate(all="ignore"):  # NaN and Inf are arguments like others.
+        gram, rhs = _numpy_crosses(a, b, w)
+        p = scaled(np, gram, rhs, b, w, l2, lower, upper)
+        x, state = _pivot_all(p, *arrays[:4])
+        x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
+        if exact:
+            x = refined(np, _inverse_in_numpy, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
+        x = within(np, x, state, lower, upper)
+    return mx.array(x, mx.float64), mx.array(state, mx.int32)
+
+
+def _pivot_all(p: Problem, a, b, w, l2):
+    """Solve all problems for x and states, as many at once as memory allows; NaN where there is no solution."""
+    batch, n = p.q.shape[:-1], p.q.shape[-1]
+    full = {"c": (*batch, n, n), "size": (*batch, 1), "good": (*batch, 1)}
+    # Views: nothing is copied before problems are picked out.
+    p = Problem(*(np.broadcast_to(v, full.get(f, (*batch, n))) for f, v in p._asdict().items()))
+    total, at_once = math.prod(batch), max(1, _NUMBERS_AT_ONCE // (n * n))
+    x, state = np.full((total, n), np.nan), np.array(p.start).reshape(total, n)
+    unsolved = []
+    for i in range(0, total, at_once):
+        which = np.arange(i, min(i + at_once, total))
+        where = np.unravel_index(which, batch)
+        good = p.good[where][:, 0]
+        which, where = which[good], tuple(axis[good] for axis in where)
+        x[which], state[which], solved = _pivot(Problem(*(field[where] for field in p)))
+        unsolved += list(which[~solved])
+    for i in unsolved:
+        x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2)
+    return x.reshape(p.q.shape), state.reshape(p.q.shape)
+
+
+def _pivot(p: Problem):
+    """Solve problems ``(P, n)`` for x and states; the last of the three results says which are solved."""
+    total, n = p.q.shape
+    x, gradient, noise = np.zeros((total, n)), np.zeros((total, n)), np.zeros((total, 1))
+    state, solved = p.start.copy(), np.zeros(total, bool)
+    rest, now, here = np.arange(total), p, p.start
+    least, patience = np.full((total, 1), n + 1), np.full((total, 1), PATIENCE)
+    for _ in range(3 * n + 20):
+        found = solve(np, _by_lu, now, here)
+        moves = wrong(np, now, here, *found)
+        on = (moves[0] | moves[1] | moves[2]).any(axis=-1)
+        if not on.all():
+            gone = rest[~on]
+            solved[gone], state[gone] = True, here[~on]
+            for all_of, some in zip((x, gradient, noise), found, strict=True):
+                all_of[gone] = some[~on]
+            if not on.any():
+                break
+            rest, now, here = rest[on], Problem(*(f[on] for f in now)), here[on]
+            moves, least, patience = [v[on] for v in moves], least[on], patience[on]
+        here, least, patience = exchange(np, here, moves, least, patience)
+    solved &= (np.abs(np.where(state == 0, gradient, 0)) <= 64 * noise).all(axis=-1)
+    return x, snapped(np, p, state, x, noise), solved
+
+
+def _by_lu(c, rhs):
+    try:
+        return np.linalg.solve(c, rhs[..., None])[..., 0]
+    except np.linalg.LinAlgError:  # some of the matrices are singular
+        return np.linalg.solve(c + 1e-13 * np.eye(c.shape[-1]), rhs[..., None])[..., 0]
+
+
+def _one_by_active_set(p: Problem, at, a, b, w, l2):
+    """Solve for x and state of the one problem ``at`` an index over (batch, targets)."""
+    batch, t = p.q.shape[:-2], at[-1]
+    m, n, lengths = *a.shape[-2:], p.lengths[at]
+    rows = np.broadcast_to(a, (*batch, m, n))[at[:-1]].astype(float)
+    rhs = np.broadcast_to(b, (*batch, m, b.shape[-1]))[at[:-1]][:, t].astype(float)
+    penalty = np.broadcast_to(l2, (*batch, n, b.shape[-1]))[at[:-1]][:, t]
+    if w is not None:
+        root = np.sqrt(np.broadcast_to(w, (*batch, m))[at[:-1]].astype(float))
+        rows, rhs = root[:, None] * rows, root * rhs
+    rows = np.concatenate([rows, np.diag(np.sqrt(penalty))[penalty > 0]]) / lengths
+    rhs = np.concatenate([rhs, np.zeros(len(rows) - m)])
+    if len(rows) > n:
+        q, rows = np.linalg.qr(rows)
+        rhs = q.T @ rhs
+    lower, upper = p.lower[at], p.upper[at]
+    free, x = bounded_free_set(rows, rhs, lower, upper)
+    gradient = rows.T @ (rows @ x - rhs)
+    movable = lower < upper
+    slope = np.where(x > lower, np.maximum(gradient, 0), 0) + np.where(x < upper, np.maximum(-gradient, 0), 0)
+    if not (np.where(movable, slope, 0) <= 1e-9 * (p.size[at] + np.abs(x).sum())).all():
+        x = np.full(n, np.nan)
+    return x, np.where(free, 0, np.where(x <= lower, -1, 1))
+
+
+def _numpy_crosses(a, b, w):
+    """A^T D A and A^T D b by NumPy, whose BLAS is the faster one on Linux; by blocks of rows."""
+    m = a.shape[-2]
+    step = max(1, _NUMBERS_AT_ONCE * m // (a.size + b.size))
+    gram, rhs = 0.0, 0.0
+    for i in range(0, m, step):
+        rows = slice(i, i + step)
+        left, right = (v[..., rows, :].astype(float, copy=False) for v in (a, b))
+        weighted = left if w is None else w[..., rows, None] * left
+        weighted = weighted.swapaxes(-1, -2)
+        gram, rhs = gram + weighted @ left, rhs + weighted @ right
+    return gram, rhs
+
+
+def _numpy_slope(a, b, w, x):
+    """A^T D (b - A x) of float64 arrays."""
+    rest = b - a @ x
+    return a.swapaxes(-1, -2) @ (rest if w is None else w[..., None] * rest)
+
+
+def _inverse_in_numpy(c):
+    """:func:`_inverse_in_graph` of a NumPy array."""
+    n = c.shape[-1]
+    try:
+        inverse = np.linalg.inv(c)
+    except np.linalg.LinAlgError:  # some of the matrices are singular, and will be seen to be
+        inverse = np.linalg.inv(c + 1e-15 * np.eye(n))
+    loss = np.trace(inverse, axis1=-2, axis2=-1)  # The diagonal of c is 1.
+    sound = (np.diagonal(inverse, axis1=-2, axis2=-1) > 0).all(axis=-1) & (loss <= min(1 / (n * EPS), 1e14))
+    return np.where(sound[..., None, None], inverse, np.nan)
