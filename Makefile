@@ -90,6 +90,7 @@ test-oldest: .venv-oldest/.installed
 
 bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"
+	$(PY) -m benchmarks.graph
 	$(PY) -m benchmarks $(ARGS)
 
 # The stamps are older than pyproject.toml whenever that changes, and the environment is brought up to date.
