@@ -12,22 +12,25 @@ import argparse
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from _common import SMALL, picture
 from llm_atlas import prepare_model, write_data
 from mlx.utils import tree_unflatten
 
 from pinvnn import surgery
-from pinvnn.heads import load_model
+from pinvnn.heads import extract, load_model
 
 OUTPUT = picture("llm_surgery")
 BITS, RANKS = ((2,), (2, 4)) if SMALL else ((2, 3), (8, 32, 64))
 NORMS: dict[Any, str] = {"plain": "SVD", "diagonal": "LQER", "activations": "exact"}
 PENALTIES = {"dropped": math.inf, "least squares": 0.0, "ridge": None}
+LAYER, ERASED = (2, 200) if SMALL else (15, 1000)
 SKIPS = (1, 2) if SMALL else (1, 2, 4, 8)
 
 
@@ -106,6 +109,92 @@ def shorten(folder: Path, data: Path) -> None:
     draw("shorten", lines, "layers removed", {})
 
 
+def erase(folder: Path, _: Path) -> None:
+    data = write_data(OUTPUT / "erase", {"train": ERASED, "valid": 30 if SMALL else 200})
+    source, valid = load(folder), data / "valid.jsonl"
+    texts, labels = read(data, "train")
+    held_out, true = read(data, "valid")
+    start = time.perf_counter()
+    leace = surgery.erase(source, data, LAYER, progress=True)
+    say(f"LEACE at layer {LAYER} from {len(texts)} texts in {time.perf_counter() - start:.1f} s, {peak()}")
+    x, x_valid = (np.array(extract(source, part, layers=[LAYER], pooling="mean")[0]) for part in (texts, held_out))
+    means = {label: x[[i for i, other in enumerate(labels) if other == label]].mean(axis=0) for label in set(labels)}
+    erasers = {"LEACE": leace, "projection": projection(leace, x, np.stack(list(means.values())))}
+    rows = {"original": (x, x_valid)}
+    for name, eraser in erasers.items():
+        rows[name] = np.array(eraser(mx.array(x))), np.array(eraser(mx.array(x_valid)))
+    # Needs the label of each text, so that it is no map of states; the held-out texts are left as they are.
+    rows["class means subtracted"] = np.stack([a - means[label] for a, label in zip(x, labels, strict=True)]), x_valid
+    majority = max(labels, key=labels.count)
+    shares = [part.count(majority) / len(part) for part in (labels, true)]
+    say(f"the majority, {majority}: {shares[0]:.4f} of the texts, {shares[1]:.4f} of the held-out ones")
+    spread, y = x.std(axis=0), one_hot(labels)
+    found: dict[str, dict[str, Any]] = {"majority": {"train": shares[0], "valid": shares[1]}}
+    for name, parts in rows.items():
+        scores = {title: score(make, spread, parts, (labels, true)) for title, make in readouts().items()}
+        left = float(np.linalg.norm(covariance(parts[0], y)) / np.linalg.norm(covariance(x, y)))
+        moved = float(np.linalg.norm(parts[0] - x) / np.linalg.norm(x - x.mean(axis=0)))
+        found[name] = {"cross_covariance": left, "moved": moved, **scores}
+        if name in ("original", *erasers):
+            with erasers[name].installed(source[0]) if name in erasers else nullcontext():
+                found[name]["perplexity"] = surgery.perplexity(source, valid)
+        say(f"{name}: cross-covariance {left:.1e}, moved {moved:.3f}, {scores}, {found[name].get('perplexity')}")
+    write("erase", found)
+    draw_scores(found)
+
+
+def read(data: Path, name: str) -> tuple[list[str], list[str]]:
+    rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def one_hot(labels):
+    return np.array([[label == other for other in sorted(set(labels))] for label in labels], np.float64)
+
+
+def covariance(x, y):
+    x = x.astype(np.float64)
+    return (x - x.mean(axis=0)).T @ (y - y.mean(axis=0))
+
+
+def projection(eraser: surgery.Eraser, x, means) -> surgery.Eraser:
+    """The orthogonal projection off the differences of the class means: also an erasure, but not the least one."""
+    centre = x.mean(axis=0)
+    u, s, _ = np.linalg.svd((means - centre).T.astype(np.float64), full_matrices=False)
+    u = u[:, s > 1e-6 * s[0]]
+    weight = mx.array((np.eye(len(u)) - u @ u.T).astype(np.float32))
+    return surgery.Eraser(eraser.config, weight, mx.array((u @ (u.T @ centre)).astype(np.float32)))
+
+
+def readouts() -> dict[str, Any]:
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+
+    return {"ridge": lambda: RidgeClassifier(1.0), "logistic": lambda: LogisticRegression(max_iter=200)}
+
+
+def score(make, spread, parts, labels) -> list[float]:
+    """Accuracy on the texts of the fit, and on the others; the features in units of their spread before."""
+    x, x_valid = (np.asarray(part, np.float64) / np.where(spread > 0, spread, 1) for part in parts)
+    centre = x.mean(axis=0)
+    readout = make().fit(x - centre, labels[0])
+    return [round(float(readout.score(a - centre, b)), 4) for a, b in zip((x, x_valid), labels, strict=True)]
+
+
+def draw_scores(found: dict[str, dict[str, Any]]) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    names = [name for name in found if name != "majority"]
+    for i, title in enumerate(readouts()):
+        places = [place + 0.35 * i for place in range(len(names))]
+        axes.bar(places, [found[name][title][0] for name in names], 0.3, label=f"{title} readout")
+    axes.axhline(found["majority"]["train"], ls="--", color="gray", label="majority")
+    axes.set_xticks([place + 0.18 for place in range(len(names))], names)
+    axes.set(ylabel="accuracy on the erased texts")
+    axes.legend()
+    figure.savefig(OUTPUT.parent / "llm_surgery_erase.png", dpi=120)
+
+
 def write(name: str, values: dict) -> None:
     (OUTPUT / f"{name}.json").write_text(json.dumps(values, indent=4) + "\n")
 
@@ -125,7 +214,7 @@ def draw(name: str, lines: dict[str, dict[int, float]], label: str, levels: dict
     figure.savefig(OUTPUT.parent / f"llm_surgery_{name}.png", dpi=120)
 
 
-PARTS = {"repair": repair, "shorten": shorten}
+PARTS = {"repair": repair, "shorten": shorten, "erase": erase}
 
 
 def main():

@@ -3,17 +3,18 @@
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 
-from .._lm import CHECKPOINT, Checkpoint, check_folder
+from .._lm import CHECKPOINT, Checkpoint, Task, check_folder
+from ._erase_report import ERASE, erase_command
 from ._repair import REPAIR, repair
 from ._shorten import SHORTEN, shorten
 
 
 def add_commands(commands: Any) -> None:
-    """Add the commands ``repair`` and ``shorten`` to a command line.
+    """Add the commands ``repair``, ``shorten`` and ``erase`` to a command line.
 
     Args:
         commands: What ``argparse.ArgumentParser.add_subparsers`` returns. Each command sets ``run``, a function of the
@@ -46,11 +47,30 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=run_shorten)
 
 
+    parser = commands.add_parser(
+        "erase",
+        help="Erase a concept from the states of a layer.",
+        description="Find the affine map of the states of a layer after which no linear readout tells the labels of "
+        "some texts, and write it with a JSON report and a picture.",
+    )
+    parser.add_argument("--model", required=True, help="The model: a directory or Hugging Face repo.")
+    _add_data(parser)
+    parser.add_argument("--layer", type=int, required=True, help="The layer: 0 is the embedding, 1 the first layer.")
+    parser.add_argument("--pooling", default="mean", help='"last" token, "mean", or a token position. Default: mean.')
+    parser.add_argument(
+        "--task",
+        choices=get_args(Task),
+        default="auto",
+        help="Default is auto: a regression if labels are numbers with a decimal point.",
+    )
+    parser.set_defaults(run=run_erase)
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help='Directory with train.jsonl, one object with "text" a line, and valid.jsonl, if perplexity is wanted.',
+        help='Directory with train.jsonl: one object with "text" (and "label" to erase) a line; valid.jsonl is scored.',
     )
     parser.add_argument("--output", required=True, help="Directory to write to. Checkpoints are kept there meanwhile.")
     parser.add_argument("--batch-size", type=int, default=16, help="Texts in one forward pass.")
@@ -98,3 +118,14 @@ def run_shorten(args: argparse.Namespace) -> None:
     if said is not None:
         print(said)
         print(f"Model, {SHORTEN}.json and {SHORTEN}.png in {output}")
+
+
+def run_erase(args: argparse.Namespace) -> None:
+    """``pinvnn erase``."""
+    output = _prepare(args)
+    chosen = {"pooling": args.pooling, "task": args.task}
+    said = erase_command(args.model, args.data, output, args.layer, **chosen, **_options(args))
+    _finish(output)
+    if said is not None:
+        print(said)
+        print(f"Eraser, {ERASE}.json and {ERASE}.png in {output}")

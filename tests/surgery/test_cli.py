@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pinvnn import surgery
 from pinvnn._command import main
 from pinvnn._lm import stream
 from tests.support.topics import write_folder, write_rows
 
-COMMANDS = ["repair", "shorten"]
+COMMANDS = ["repair", "shorten", "erase"]
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def arguments(tiny, packed, texts, tmp_path):
     return {
         "repair": ["--model", str(packed), "--original", str(tiny), "--rank", "8", *rest],
         "shorten": ["--model", str(tiny), "--skip", "2", *rest],
+        "erase": ["--model", str(tiny), "--layer", "2", *rest],
     }
 
 
@@ -75,6 +77,19 @@ def test_shorten(arguments, tmp_path, capsys):
     generate(tmp_path, "--model", out)
 
 
+def test_erase(arguments, tmp_path, capsys):
+    assert main(["erase", *arguments["erase"]]) == 0
+    out = tmp_path / "out"
+    assert files(out) == ["config.json", "erase.json", "erase.png", "eraser.safetensors"]
+    report = json.loads((out / "erase.json").read_text())
+    train, valid = report["scores"]["train"], report["scores"]["valid"]
+    assert abs(train["erased"] - train["constant"]) <= 0.01 < train["original"] - train["constant"]
+    assert valid["erased"] < valid["original"] and report["cross_covariance_left"] < 1e-5
+    assert list(report["perplexity"]) == ["original", "erased"]
+    assert "accuracy on train: original" in capsys.readouterr().out
+    assert surgery.Eraser.load(out).config.layer == 2
+
+
 def test_without_validation_texts_there_is_no_perplexity(arguments, tiny, texts, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -83,9 +98,10 @@ def test_without_validation_texts_there_is_no_perplexity(arguments, tiny, texts,
     assert json.loads((tmp_path / "out" / "repair.json").read_text())["perplexity"] is None
 
 
+ROW = '{"text": "cat", "label": "a"}\n'
 BAD_DATA = {
     "missing file": (lambda data: (data / "train.jsonl").unlink(), "train.jsonl: the file must be readable"),
-    "no JSON": (lambda data: (data / "train.jsonl").write_text('{"text": "cat"}\n{'), "train.jsonl:2: the line must"),
+    "no JSON": (lambda data: (data / "train.jsonl").write_text(ROW + "{"), "train.jsonl:2: the line must be JSON"),
     "no text": (lambda data: write_rows(data / "valid.jsonl", [{"word": "cat"}]), "valid.jsonl:1: the object must"),
     "empty": (lambda data: (data / "valid.jsonl").write_text(""), "valid.jsonl: the file must have at least one line"),
 }

@@ -17,3 +17,11 @@ def test_a_repair(gpu, tiny, packed, texts, tmp_path):
 def test_fewer_layers(gpu, tiny, texts, tmp_path):
     surgery.replace_layers(str(tiny), texts / "valid.jsonl", 2).save(tmp_path / "short")
     assert (tmp_path / "short" / "config.json").exists()
+
+
+def test_an_eraser(gpu, loaded, texts, tmp_path):
+    eraser = surgery.erase(loaded, texts, 2)
+    with eraser.installed(loaded[0]):
+        assert surgery.perplexity(loaded, texts / "valid.jsonl") > 1
+    eraser.save(tmp_path)
+    assert surgery.Eraser.load(tmp_path).config == eraser.config

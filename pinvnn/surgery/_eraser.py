@@ -1,0 +1,198 @@
+"""A concept erased from the states of a layer: a Module that sits in the model."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .._lm import Label, Pooling, versions, write_whole
+from .._mlx import fail
+from ._layers import block_names
+
+FILES = ("eraser.safetensors", "config.json")
+
+
+@dataclass(frozen=True)
+class EraserConfig:
+    """Contents of an eraser's ``config.json``.
+
+    Attributes:
+        model: Path or repository of the model.
+        model_type: Architecture, as mlx-lm calls it.
+        layer: The decoder layer whose output is changed; 0 is the embedding.
+        dims: Size of a state.
+        pooling: How a text became one vector, when the eraser was fitted.
+        labels: The labels of a classification that were erased; empty for numbers.
+        versions: By package, the versions that the eraser was made with.
+    """
+
+    model: str
+    model_type: str
+    layer: int
+    dims: int
+    pooling: Pooling
+    labels: tuple[Label, ...] = ()
+    versions: dict[str, str] = field(default_factory=versions)
+
+
+class Eraser(nn.Module):
+    r"""An affine map of states after which no linear readout of the erased labels is better than a constant.
+
+    A Module without parameters, differentiable in its input. :func:`erase` fits it, and :meth:`install` puts it into a
+    model.
+
+    Args:
+        config (EraserConfig): Where it belongs, and what it erases.
+        weight (array): ``(dims, dims)``.
+        bias (array): ``(dims,)``.
+
+    Shape:
+        - x: ``(..., dims)``; the result has its shape and dtype.
+
+    References:
+        N. Belrose et al., LEACE: Perfect linear concept erasure in closed form, NeurIPS 2023, arXiv 2306.03819, Theorem
+        4.3.
+
+    Examples:
+        .. code-block:: python
+
+            eraser = surgery.erase((model, tokenizer), "DATA", layer=15)
+            eraser.save("ERASER")
+            surgery.Eraser.load("ERASER").install(model)
+    """
+
+    def __init__(self, config: EraserConfig, weight: mx.array, bias: mx.array) -> None:
+        super().__init__()
+        shapes = (config.dims, config.dims), (config.dims,)
+        if (weight.shape, bias.shape) != shapes:
+            rule = f"weight and bias must have the shapes {shapes}"
+            fail("Eraser", rule, f"{weight.shape} and {bias.shape}", "As ReadoutStatistics.eraser returns them.")
+        self.config: EraserConfig = config
+        # With an underscore they are no parameters: the closed form sets them and no optimizer, and a model in which
+        # this sits has the parameters that it had, which mlx-lm saves and loads.
+        self._weight, self._bias = weight.astype(mx.float32), bias.astype(mx.float32)
+
+    @property
+    def weight(self) -> mx.array:
+        """The matrix of the map, ``(dims, dims)`` in float32."""
+        return self._weight
+
+    @property
+    def bias(self) -> mx.array:
+        """The constant of the map, ``(dims,)`` in float32."""
+        return self._bias
+
+    def _extra_repr(self) -> str:
+        return f"layer={self.config.layer}, dims={self.config.dims}, labels={len(self.config.labels)}"
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """The states ``x`` ``(..., dims)`` without what a linear readout could tell of the labels."""
+        return mx.addmm(self.bias, x.astype(mx.float32), self.weight.T).astype(x.dtype)
+
+    def install(self, model: nn.Module) -> nn.Module:
+        """Let every later call of ``model`` go through this map at its layer.
+
+        The eraser becomes a child of the decoder layer, with the name ``eraser``; the parameters of the model stay as
+        they are, so that mlx-lm saves and loads them as before, and the eraser is saved by :meth:`save`.
+
+        Args:
+            model (nn.Module): As ``mlx_lm.load`` returns it; it is changed.
+
+        Returns:
+            nn.Module: ``model``.
+
+        Raises:
+            ValueError: The model has no such layer, states of another size, or an eraser there already.
+        """
+        block = self._block(model)
+        if "eraser" in block:
+            fail("Eraser.install", f"layer {self.config.layer} must have no eraser yet", "one", "Remove it first.")
+        block.eraser = self
+        block.__class__ = _erasing(type(block), self.config.layer == 0)
+        return model
+
+    def remove(self, model: nn.Module) -> nn.Module:
+        """Undo :meth:`install`.
+
+        Args:
+            model (nn.Module): The model that it was installed in.
+
+        Returns:
+            nn.Module: ``model``.
+        """
+        block = self._block(model)
+        if "eraser" in block:
+            block.pop("eraser")
+            block.__class__ = type(block).__mro__[1]
+        return model
+
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Context in which ``model`` has this eraser."""
+        self.install(model)
+        try:
+            yield model
+        finally:
+            self.remove(model)
+
+    def _block(self, model: nn.Module) -> Any:
+        """The decoder layer that the map follows, or for the embedding the one that it precedes."""
+        names = block_names(model)
+        if not 0 <= self.config.layer <= len(names):
+            rule = f"the model must have the decoder layer {self.config.layer}"
+            fail("Eraser.install", rule, f"{len(names)} layers", "Erase on this model.")
+        return dict(model.named_modules())[names[max(self.config.layer - 1, 0)]]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``eraser.safetensors`` and ``config.json`` into ``folder``. The model itself is not saved."""
+        write_whole(Path(folder), self.writers())
+
+    def writers(self) -> dict[str, Any]:
+        """For each file of :meth:`save` a function that writes it to the path that it is given."""
+        arrays = {"weight": self.weight, "bias": self.bias}
+        config = json.dumps(asdict(self.config), indent=4) + "\n"
+        return {
+            FILES[0]: lambda path: mx.save_safetensors(str(path), arrays),
+            FILES[1]: lambda path: path.write_text(config),
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Eraser":
+        """Read what :meth:`save` has written.
+
+        Args:
+            folder (str): Where it is.
+
+        Raises:
+            ValueError: The folder holds no eraser.
+        """
+        folder = Path(folder)
+        try:
+            values = json.loads((folder / FILES[1]).read_text())
+            arrays: Any = mx.load(str(folder / FILES[0]))
+            config = EraserConfig(**{**values, "labels": tuple(values["labels"])})
+            return cls(config, arrays["weight"], arrays["bias"])
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"[pinvnn.Eraser] {folder}: the folder must hold an eraser, but got: {reason}") from None
+
+
+@cache
+def _erasing(cls: type, before: bool) -> type:
+    """A subclass of a decoder layer's class that changes its state by its child ``eraser``."""
+
+    def call(self: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if before:
+            return cls.__call__(self, self.eraser(x), *args, **kwargs)
+        result = cls.__call__(self, x, *args, **kwargs)
+        if isinstance(result, tuple | list):  # a state, and more
+            return type(result)([self.eraser(result[0]), *result[1:]])
+        return self.eraser(result)
+
+    return type(cls.__name__, (cls,), {"__call__": call})
