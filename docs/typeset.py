@@ -1,7 +1,8 @@
-"""Typesets the displayed formulas of math.md, which are plain text in the source: readable in any editor.
+"""Typesets the formulas of math.md, which are plain text in the source: readable in any editor.
 
 An indented block is one display; columns that two or more blanks separate stay columns. Letters and what stands at them
-(X^H, X_kd, X_bar) become mathematics, other words become text.
+(X^H, X_kd, X_bar) become mathematics, other words become text. Within a sentence a formula is a sequence of words that
+are made of such letters, numbers, brackets and operators.
 """
 
 import re
@@ -14,7 +15,7 @@ SYMBOLS = {
     "~": r"\sim ", "`": "", "$": r"\$", "\\": r"\setminus ",
 }
 TOKEN = re.compile(
-    r"(?P<name>[A-Za-z]+)(?P<marks>(?:_bar|_hat|_\([^()]*\)|_[A-Za-z0-9]+|\^\([^()]*\)|\^-?[A-Za-z0-9]+|\^\+)*)"
+    r"(?P<name>l2|[A-Za-z]+)(?P<marks>(?:_bar|_hat|_\([^()]*\)|_[A-Za-z0-9]+|\^\([^()]*\)|\^-?[A-Za-z0-9]+|\^\+)*)"
     r"|(?P<power>(?<=[\])}|])[_^](?:\([^()]*\)|-?[A-Za-z0-9]+|\+))"
     r"|(?P<symbol><=|>=|!=|=>|->|\.\.\.|[<>*{}%#&~`$\\])"
 )
@@ -39,6 +40,8 @@ def _name(name: str, marks: str) -> str:
         body = {"sum": r"\sum ", "Re": r"\operatorname{Re}"}.get(name, rf"\operatorname{{{name}}}")
     elif name in GREEK or len(name) == 1:
         body = _letter(name)
+    elif name == "l2":
+        body = "{l2}"
     elif name[0] == "d" and (len(name) == 2 or name[1:] in GREEK):
         body = r"\mathrm{d}" + _letter(name[1:])
     elif len(name) == 2 and name.isupper():
@@ -76,8 +79,70 @@ def display(block: list[str]) -> str:
     return "\n".join(["$$", r"\begin{array}{l}", " \\\\\n".join(rows), r"\end{array}", "$$"])
 
 
+_NAMES = "|".join(sorted(FUNCTIONS | GREEK | {"Re", "conj", "cond", "l2", "atol", "rtol"}, key=len)[::-1])
+_MARK = r"(?:_\([^()\s]*\)|_[A-Za-z0-9]+|\^\([^()\s]*\)|\^-?[A-Za-z0-9]+|\^\+)"
+_ATOM = (
+    rf"(?:(?:{_NAMES}|sum(?=_)|d(?:Re|Im|{'|'.join(GREEK)}|[A-Za-np-z])|[A-Za-z]){_MARK}*(?![A-Za-z0-9])"
+    rf"|\d+(?:\.\d+)?(?![A-Za-z])|[)\]|}}>]{_MARK}*|<=|>=|!=|=>|->|\.\.\.|[-+=</([{{,])"
+)
+_WORD = re.compile(rf"(?:{_ATOM})+")
+# After these a capital A is the matrix, before other small words the article.
+_VERBS = set("is has and or in from itself with to of by moves are at on".split())
+
+
+def _bare(words: list[str]) -> str:
+    return " ".join(words).strip("*").rstrip(".,;:*")
+
+
+def _balanced(text: str) -> bool:
+    pairs = [(r"\(", r"\)"), (r"\[", r"\]"), (r"\{", r"\}"), (r"<(?=[^\s=])", r"(?<=[^\s=-])>")]
+    return text.count("|") % 2 == 0 and all(len(re.findall(x, text)) == len(re.findall(y, text)) for x, y in pairs)
+
+
+def _end_of_formula(words: list[str], i: int) -> int:
+    """The end of the longest formula that begins with word ``i``; ``i`` if there is none."""
+    best, j = i, i
+    while j < len(words) and words[j] not in ("a", "|") and _WORD.fullmatch(_bare(words[j : j + 1])):
+        j += 1
+        text, after = _bare(words[i:j]), _bare(words[j : j + 1])
+        article = text == "A" and re.fullmatch("[a-z]{2,}", after) and after not in _VERBS
+        cut = re.search(r"(?<!\^)[-+=</,(]$| >$|^[-=+/]( |$)", text)
+        if _balanced(text) and re.search("[A-Za-z]", text) and not article and not cut and text != "o":
+            best = j
+        if words[j - 1] != words[j - 1].rstrip(".,;:*") and _balanced(text):
+            break
+    return best
+
+
+def _prose(text: str) -> str:
+    """Prose without code and links. A formula may stand behind an opening bracket of the sentence."""
+    words, out, i = text.split(" "), [], 0
+    while i < len(words):
+        start = re.match(r"[*(]*", words[i])[0]
+        for before in (start.rstrip("("), start):
+            inner = [words[i][len(before) :], *words[i + 1 :]]
+            end = _end_of_formula(inner, 0)
+            if end:
+                break
+        if not end:
+            out.append(words[i])
+            i += 1
+            continue
+        body, after = re.fullmatch(r"(.*?)([.,;:*]*)", " ".join(inner[:end])).groups()
+        body = re.sub(r"<(?=[^\s=])([^<>]*?)(?<=[^\s=-])>", "⟨\\1⟩", re.sub(r"(?<=\b\w) x (?=\w\b)", " × ", body))
+        out.append(f"{before}${_line(body)}${after}")
+        i += end
+    return " ".join(out)
+
+
+def inline(text: str) -> str:
+    """A line of prose with its formulas between dollars; code, links and cells of tables with bars stay as they are."""
+    parts = re.split(r"(`[^`]*`|\[[^\]]*\]\([^)]*\))", text)
+    return "".join(part if i % 2 else _prose(part) for i, part in enumerate(parts))
+
+
 def typeset(source: str) -> str:
-    """Markdown with each indented block as a display."""
+    """Markdown with its formulas typeset."""
     out: list[str] = []
     block: list[str] = []
     fenced = False
@@ -94,5 +159,5 @@ def typeset(source: str) -> str:
                 block.pop()
             out += [display([text for text in block if text]), ""]
             block = []
-        out.append(line)
+        out.append(line if fenced or line.startswith(("#", "```")) or "](#" in line else inline(line))
     return "\n".join(out[:-1])

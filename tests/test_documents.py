@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 import generate  # noqa: E402
+import typeset  # noqa: E402
 
 sys.path.remove(str(DOCS))
 
@@ -57,3 +58,18 @@ def test_every_page_can_be_reached():
     for path in [*DOCS.glob("*.md"), *DOCS.glob("notebooks/*.md")]:
         name = str(path.relative_to(DOCS).with_suffix(""))
         assert name == "index" or f"\n{name}\n" in listed, f"{name} is in no table of contents"
+
+
+@pytest.mark.parametrize(
+    ("plain", "made"),
+    [
+        ("A is m x n, m >= n.", r"$A$ is $m × n$, $m \ge  n$."),
+        ("A wide problem (A^T if A is real)", r"A wide problem ($A^{T}$ if $A$ is real)"),
+        ("*Derivation*, by P = P A P and (A P)^H", r"*Derivation*, by $P = P A P$ and $(A P)^{H}$"),
+        ("<X_bar, dX> summed over the inputs", r"$⟨\bar{X}, \mathrm{d}X⟩$ summed over the inputs"),
+        ("a rule of `A x` in [A b](c.md), 1e-16", "a rule of `A x` in [A b](c.md), 1e-16"),
+        ("| l2 | 1 |", "| ${l2}$ | 1 |"),
+    ],
+)
+def test_formulas_within_sentences_are_typeset(plain, made):
+    assert typeset.inline(plain) == made
