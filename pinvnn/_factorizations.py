@@ -99,10 +99,10 @@ class Factorization:
             return s[..., : min(m, n)]
 
     def logdet(self) -> mx.array:
-        """Logarithm of the determinant of A^H D A, ``(...)``; -inf where a singular value is dropped."""
+        """Logarithm of the determinant of A^H D A, ``(...)`` in float64; -inf where a singular value is dropped."""
         if self.tall is not self.a:
             with on_cpu():
-                return mx.full(self.a.shape[:-2], -float("inf"), dtypes.real(self.a.dtype))
+                return mx.full(self.a.shape[:-2], -float("inf"), mx.float64)
         return logdet(self.a, self.w, None, self.vectors)
 
 

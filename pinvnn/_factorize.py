@@ -113,7 +113,7 @@ class Factorization:
         """
         a = self._a
         if self._parts is not None:
-            return self._parts.logdet()
+            return astype(self._parts.logdet(), dtypes.real(a.dtype))
         with on_cpu():
             shape = (*a.shape[:-2], a.shape[-1], 1)
             l2 = mx.zeros(shape, mx.float64) if self._l2 is None else mx.broadcast_to(self._l2, shape)

@@ -6,6 +6,7 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 from . import envelope as envelope
 from . import logistic as logistic
 from .decayed import fading as fading
+from .logdet import logdet as logdet
 from .products import gram_handle as gram_handle
 from .products import product as product
 from .ridge import gram_normal as gram_normal

@@ -1,9 +1,9 @@
 """Derivative rule of the minimum of the ridge objective, by the envelope theorem.
 
-F(a, b, w, l2) = min_x sum_i w_i |r_i|^2 + sum_jt l_jt x_jt^2 with r = b - a x. At the minimum dF/dx = 0, so that x may
-be held fixed:
+F_t(a, b, w, l2) = min_x sum_i w_i r_it^2 + sum_j l_jt x_jt^2 with r = b - a x, for each target t. At the minimum
+dF/dx = 0, so that x may be held fixed:
 
-    a_bar = -2 D r x^T,  b_bar = 2 D r,  w_bar_i = |r_i|^2,  l2_bar = x o x      (times F_bar).
+    b_bar = 2 D r diag(F_bar),  a_bar = -b_bar x^T,  w_bar_i = sum_t F_bar_t r_it^2,  l2_bar = x o x diag(F_bar).
 
 The x in these rules has its own derivative attached: with a constant x they would be wrong from second order on.
 """
@@ -25,7 +25,7 @@ from .solve import attach_solve
 def smallest_objective(
     a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, entries: mx.Dtype
 ) -> mx.array:
-    """The ridge objective, penalty included, at its minimum over the solution, ``(...)`` in the dtype of ``a``.
+    """The ridge objective of each target, penalty included, at its minimum over the solution, ``(..., k)`` in float64.
 
     Its first derivative needs no further solve.
 
@@ -36,7 +36,6 @@ def smallest_objective(
         l2: Penalty in float64, ``(..., 1 or n, 1 or k)``.
         entries: The dtype that the entries of ``a`` had before any conversion.
     """
-    dtype = a.dtype
     route = ridge_route("auto", a.shape[-2:], l2, entries, unpenalized=False)
     if route == "dual":
         with on_cpu():
@@ -50,8 +49,8 @@ def smallest_objective(
         ax = mx.stop_gradient(exact_product(a, x))
         rest = exact_residual(a, b, x, ax)
         fit = weigh(None if w is None else astype(w, mx.float64), rest * rest)
-        value = mx.sum(fit, axis=(-2, -1)) + mx.sum(l2 * x * x, axis=(-2, -1))
-        return _envelope(a, b, w, l2, inverse, x, ax, value).astype(dtype)
+        value = mx.sum(fit, axis=-2) + mx.sum(l2 * x * x, axis=-2)
+        return _envelope(a, b, w, l2, inverse, x, ax, value)
 
 
 def _minimizer(a, b, w, l2, inverse: RidgeInverse, x):
@@ -63,10 +62,10 @@ def _minimizer(a, b, w, l2, inverse: RidgeInverse, x):
 def _vjp(_, bar, a, b, w, l2, inverse: RidgeInverse, x, ax):
     x = _minimizer(a, b, w, l2, inverse, x)
     with on_cpu():
-        bar, rest = bar[..., None, None], exact_residual(a, b, x, ax)
+        bar, rest = bar[..., None, :], exact_residual(a, b, x, ax)
         wide = None if w is None else astype(w, mx.float64)
         b_bar = (2 * bar * weigh(wide, rest)).astype(a.dtype)
-        w_bar = None if w is None else (bar[..., 0] * mx.sum(rest * rest, axis=-1)).astype(a.dtype)
+        w_bar = None if w is None else mx.sum(bar * rest * rest, axis=-1).astype(a.dtype)
         l2_bar, narrow = bar * x * x, x.astype(a.dtype)
     with large(a.dtype):
         return -matmul(b_bar, narrow.mT), b_bar, w_bar, l2_bar
@@ -86,7 +85,7 @@ def _jvp(_, tangents, a, b, w, l2, inverse: RidgeInverse, x, ax):
             parts.append(weigh(astype(dw, mx.float64), rest * rest))
         if dl is not None:
             parts.append(dl * x * x)
-        return total([mx.sum(part, axis=(-2, -1)) for part in parts])
+        return total([mx.sum(part, axis=-2) for part in parts])
 
 
-_envelope = attach(_vjp, _jvp, 2, 2, 1, 2, None, 2, 2, 0)
+_envelope = attach(_vjp, _jvp, 2, 2, 1, 2, None, 2, 2, 1)

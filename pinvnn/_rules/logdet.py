@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from .._factor.ridge_values import RidgeInverse, log_determinant
 from .._factor.right_factor import RightFactor
-from .._mlx import dtypes
 from .._mlx.attach import attach
 from .._mlx.place import on_cpu
 from .._mlx.shapes import total
@@ -19,14 +18,14 @@ from .spectral import inverse_matrix
 
 
 def logdet(a: mx.array, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
-    """``log det(A^H D A + L)``, ``(...)`` in the real dtype of ``a``; -inf where ``f`` drops a singular value.
+    """``log det(A^H D A + L)``, ``(...)`` in float64; -inf where ``f`` drops a singular value.
 
     Its derivative there is NaN. ``l2`` is ``(..., 1 or n, 1)``, of embedded problems ``(..., 1 or 2n, 1)``, or None.
     """
     with on_cpu():
         k, n = gram_handle(a, w, f), a.shape[-1]
         value = _logdet(k, l2, f, log_determinant(f, l2, k.shape[-1]))
-        return (value * (n / k.shape[-1])).astype(dtypes.real(a.dtype))
+        return value * (n / k.shape[-1])
 
 
 def _inverse(k, l2, f):

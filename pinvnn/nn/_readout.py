@@ -8,9 +8,10 @@ import mlx.core as mx
 from .._mlx import astype, checks, dtypes, large, matmul, on_cpu
 from .._types import ArrayLike, Penalty
 from ._base import Readout, all_true
+from ._evidence import check_variance, log_evidence
 from ._leave_one_out import errors, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
-from ._solution import rank_and_condition, smallest_objective, solve
+from ._solution import rank_and_condition, smallest_objectives, solve
 from ._targets import Part, check_mask, columns_of, in_order, parts_of
 from ._uncertainty import Uncertainty, uncertainty
 
@@ -319,9 +320,9 @@ class LeastSquaresReadout(Readout):
             weights: ``(..., m)`` or None.
         """
         p, _ = self._problem("projected_loss", x, y, weights)
-        loss = smallest_objective(p)
-        with large(loss.dtype):
-            return (loss / (p.b.shape[-2] * p.b.shape[-1])).astype(p.entry_dtype)
+        losses = smallest_objectives(p)
+        with on_cpu():
+            return (mx.sum(losses, axis=-1) / (p.b.shape[-2] * p.b.shape[-1])).astype(p.entry_dtype)
 
     def loo_predictions(
         self,
@@ -425,6 +426,62 @@ class LeastSquaresReadout(Readout):
         score = validation_score(p)
         with on_cpu():
             return score.astype(p.entry_dtype)
+
+    def log_evidence(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        noise_variance: ArrayLike | None = None,
+    ) -> mx.array:
+        r"""Log marginal likelihood of Bayesian ridge regression, summed over the targets, ``(...)``; larger is better.
+
+        The probability density of the targets when the weights are not fitted but integrated out:
+
+        .. math::
+            y_{it} \sim N(W_t x_i + c_t,\ \sigma_t^2), \qquad W_{tj} \sim N(0,\ \sigma_t^2 / l_{tj})
+
+        with flat priors on the intercepts. It grows with the fit and falls with the number of directions in feature
+        space that the penalty leaves free, so that its maximum chooses ``l2``, and features, by the training rows
+        alone: beside :meth:`loo_loss` the other loss without a validation split. Divide by m k for a mean.
+
+        The noise variance is integrated out, too, with its scale-invariant prior :math:`1 / \sigma_t^2`: the result is
+        then the density of a multivariate Student distribution, and depends on the units of ``y`` by a constant only.
+        (To put in the variance that maximizes it would treat as known what the same rows have to tell.) A given
+        ``noise_variance`` makes it the normal density that scikit-learn's ``BayesianRidge`` reports, whose ``alpha_``
+        is :math:`1 / \sigma^2` and whose ``lambda_`` is :math:`l / \sigma^2`; but for the intercept, which is
+        integrated out here and set to its estimate there.
+
+        Differentiable at every order in ``x``, ``y``, ``weights``, ``l2`` and ``noise_variance``.
+
+        Args:
+            x: ``(..., m, n)``.
+            y: ``(..., m, k)`` or ``(m,)``.
+            weights: ``(..., m)`` or None. Weight 2 is the row given twice.
+            noise_variance: :math:`\sigma^2`: a number, or ``(..., k)`` per target; None to integrate it out.
+
+        Returns:
+            ``(...)``, float32 for half input. -inf where an array ``l2`` holds 0: a flat prior expects no data at all.
+            NaN where the penalty is below the rounding error of a singular problem; and, where the noise variance is
+            integrated out, unless the weights sum to more than 1 (0 without an intercept).
+
+        Raises:
+            ValueError: If ``l2`` is the number 0, or ``noise_variance`` is a number that is not positive.
+
+        References:
+            D. J. C. MacKay, Bayesian interpolation, Neural Computation 4 (1992), doi 10.1162/neco.1992.4.3.415.
+            C. M. Bishop, Pattern recognition and machine learning, Springer 2006, Eq. 3.86. The derivation:
+            docs/math.md.
+        """
+        if self._penalty() is None:
+            remedy = "Pass a positive one; a small one is a wide prior."
+            self._fail("l2 must be positive, since it is the prior", f"{self.l2}", remedy, "log_evidence")
+        variance = check_variance(f"{type(self).__name__}.log_evidence", noise_variance, self._dims[1])
+        p, _ = self._problem("log_evidence", x, y, weights, exact=True)
+        evidence = log_evidence(p, variance)
+        with on_cpu():
+            return evidence.astype(p.entry_dtype)
 
     def uncertainty(
         self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, weights_are: WeightsAre = "counts"

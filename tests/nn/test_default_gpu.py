@@ -55,6 +55,19 @@ def test_the_readout(gpu, method, transform, dtype):
             gpu.calls.clear()
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_evidence(gpu, transform, dtype):
+    x, y, w = arrays(dtype)
+    for kind in ("number", "target", "feature"):
+        for rows in (M, 2):
+            readout = LeastSquaresReadout(N, K, l2=penalties(kind))
+            with placed(dtype):
+                weights = w if rows == M else None
+                fn = lambda x: readout.log_evidence(x, y[:rows], weights)  # noqa: B023, E731
+                assert finite(TRANSFORMS[transform](fn, x[:rows]))
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
 def test_fits_and_classifiers(gpu, dtype):
     x, y, w = arrays(dtype)
