@@ -71,7 +71,7 @@ class Certified(NamedTuple):
 
 
 def cholesky_factor(gram: mx.array, dtype: mx.Dtype) -> Cholesky:
-    """RightFactor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
+    """Factor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
     with on_cpu():
         n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
         diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)

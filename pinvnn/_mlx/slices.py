@@ -140,7 +140,7 @@ def _digits(a, e):
 
 
 def _blocks(x, rows):
-    """``(..., m / rows, rows, n)``, with zeros appended."""
+    """``x`` (..., m, n) with rows of zeros appended, in blocks: ``(..., m / rows, rows, n)``."""
     if lacking := -x.shape[-2] % rows:
         x = mx.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, lacking), (0, 0)])
     return x.reshape(*x.shape[:-2], -1, rows, x.shape[-1])

@@ -117,7 +117,7 @@ def _gram_vjp(out, k_bar, a, w, r):
 
 
 def gram_tangent(da, dw, a, w, r):
-    """DK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded; ``da`` or ``dw`` is None where it is zero."""
+    """The tangent dK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded; ``da`` or ``dw`` is None where it is zero."""
     r = astype(r, real(a.dtype))
     with large(a.dtype):
         parts, a = [], a * r

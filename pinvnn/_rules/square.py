@@ -16,7 +16,7 @@ from .._mlx.shapes import total
 
 
 def attach_inverse(a: mx.array, value: mx.array) -> mx.array:
-    """``a^-1`` (..., n, n) with its derivative, in the dtype of ``a``; ``value`` is what it is."""
+    """``a^-1`` (..., n, n) with its derivative, in the dtype of ``a``; ``value`` is its float64 value."""
     with on_cpu():
         return _inverse(a, value.astype(a.dtype))
 
