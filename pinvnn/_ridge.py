@@ -13,7 +13,7 @@ from ._rules.ridge import gram_normal
 from ._rules.solve import attach_solve
 from ._types import ArrayLike, Penalty, RidgeMethod, Stream
 
-_METHODS = ("auto", "primal", "dual")
+_METHODS = ("auto", "primal", "dual", "cholesky")
 
 
 def ridge(
@@ -41,7 +41,10 @@ def ridge(
             inside an array gives NaN.
         weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A negative weight gives NaN.
         method: ``"primal"`` solves an n x n system, ``"dual"`` an m x m one, which needs every l2 > 0 and the same l2
-            for all features. ``"auto"`` takes the dual form if m < n and it applies.
+            for all features. ``"auto"`` takes the dual form if m < n and it applies. ``"cholesky"`` takes the smaller
+            form, too, and never singular vectors: for float64, ``l2 = 0`` of full rank, or many penalties by target
+            inside ``mx.compile`` and ``mx.vmap`` or with a GPU as default device, where "auto" takes them since it
+            cannot evaluate the arguments. NaN where that is not accurate.
         stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
             on the CPU, the only device that has them.
 
@@ -83,7 +86,7 @@ def ridge(
         if a.size == 0 or b.size == 0 or 0 in whole:
             x = _without_data(l2, (*whole, n, k), work)
         else:
-            x = _solve(a, b, l2, weights, route)
+            x = _solve(a, b, l2, weights, route, method)
         x = x.astype(out)
         return x.squeeze(-1) if vector else x
 
@@ -104,18 +107,20 @@ def _route(method: RidgeMethod, shape, l2: mx.array, dtype: mx.Dtype, unpenalize
     return ridge_route(method, shape, l2, dtype, unpenalized)
 
 
-def _solve(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route) -> mx.array:
+def _solve(
+    a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route, method: RidgeMethod
+) -> mx.array:
     """Ridge of a problem that is not empty, in the dtype of ``a``."""
     if route == "dual":
-        return _solve_dual(a, b, l2, w)
+        return _solve_dual(a, b, l2, w, method)
     if a.dtype == mx.complex64 and l2.shape[-2] > 1:
         with on_cpu():
             l2 = mx.concatenate([l2, l2], axis=-2)  # of the embedded Gram matrix
-    inverse, hints = inverse_of_ridge(a, w, l2, route, a.dtype, b)
+    inverse, hints = inverse_of_ridge(a, w, l2, route, a.dtype, b, method)
     return unstack(attach_solve(a, b, w, l2, inverse, solution(inverse, a, b, w, l2, hints)), a.dtype)
 
 
-def _solve_dual(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None) -> mx.array:
+def _solve_dual(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, method: RidgeMethod) -> mx.array:
     """In float64 and, if complex, embedded as a whole."""
     entries = dtypes.real(a.dtype)
     with on_cpu():
@@ -123,7 +128,7 @@ def _solve_dual(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None) -> m
         if a.dtype == mx.complex64 and w is not None:
             w = mx.concatenate([w, w], axis=-1)
         rows = embed(a)
-        inverse, _ = inverse_of_ridge(rows, w, l2, "dual", entries)
+        inverse, _ = inverse_of_ridge(rows, w, l2, "dual", entries, method=method)
         return unstack(dual_solution(rows, stack(b), w, l2, inverse.f), a.dtype)
 
 

@@ -21,7 +21,9 @@ Stream: TypeAlias = mx.Stream | mx.Device | None
 #: Routes of :func:`pinvnn.pinv` and :func:`pinvnn.lstsq`.
 Method: TypeAlias = Literal["auto", "gram", "svd", "cholesky", "slices"]
 #: Routes of :func:`pinvnn.ridge`.
-RidgeMethod: TypeAlias = Literal["auto", "primal", "dual"]
+RidgeMethod: TypeAlias = Literal["auto", "primal", "dual", "cholesky"]
+#: Routes of readouts.
+ReadoutMethod: TypeAlias = Literal["auto", "cholesky"]
 
 
 class LstsqResult(NamedTuple):

@@ -127,7 +127,7 @@ def test_cholesky_with_weights_is_for_tall_matrices():
 
 
 def test_method_of_ridge():
-    start = "[pinvnn.ridge] method must be one of auto, primal, dual, but got 'svd'"
+    start = "[pinvnn.ridge] method must be one of auto, primal, dual, cholesky, but got 'svd'"
     raises(ValueError, start, ridge, A, B, 1.0, method="svd")
     start = "[pinvnn.ridge] the dual form needs the same l2 for all features, but got shape (3, 1)"
     raises(ValueError, start, ridge, A, B, mx.ones((3, 1)), method="dual")

@@ -109,6 +109,7 @@ def full_rank(
     w: mx.array | None = None,
     b: mx.array | None = None,
     method: str = "auto",
+    entries: mx.Dtype | None = None,
 ) -> Certified | None:
     """The constants of a tall ``a`` whose singular values are all kept, or None where singular vectors are needed.
 
@@ -120,7 +121,9 @@ def full_rank(
         b: Right-hand sides ``(..., m, k)`` or None.
         method: "auto" evaluates the arguments where it can, and returns None unless the whole batch is certified.
             "cholesky" evaluates nothing; matrices that are not certified get NaN. Any other returns None.
+        entries: The dtype that the entries had, if ``a`` has been converted to a wider one.
     """
+    entries = entries or a.dtype
     if method not in ("auto", "cholesky") or a.shape[-2] < a.shape[-1]:
         return None
     eager = method == "auto"
@@ -133,7 +136,7 @@ def full_rank(
         found = cholesky_factor(embedded_gram(gram), a.dtype)
         f = found.right
         atol = None if atol is None else atol * f.r[..., 0, 0]
-        good = certified(found, a.shape[-2:], a.dtype, rtol, atol)
+        good = certified(found, a.shape[-2:], entries, rtol, atol)
         if not eager:
             f = nan_unless(good, f)
         elif (f := evaluated_if(good, f)) is None:

@@ -2,6 +2,15 @@
 
 With a positive penalty on every feature K + L is definite, and a Cholesky factor serves. With l2 = 0 the rank of A
 decides whether the system is singular; a Cholesky factor serves where it is verified to be accurate.
+
+Values of arguments cannot be evaluated in a compiled graph, and shapes, dtypes and methods decide alone:
+
+    penalty                                 float32, complex64                           float64
+    one l2 for all, 0 < l2 or an array      Cholesky; of A A^T + l2 if m < n             singular vectors
+    by target                               Cholesky for each of few, else eigenvalues   singular vectors
+    by feature                              Cholesky for each target                     Cholesky and singular vectors
+    the number 0                            eigenvalues                                  singular vectors
+    any of them, method "cholesky"          Cholesky                                     Cholesky, corrected
 """
 
 from typing import Any
@@ -18,6 +27,9 @@ from .full_rank import accurate, certified, cholesky_factor, corrected, evaluate
 from .rank import default_rtol
 from .ridge_values import RidgeInverse, Route, SolutionHints
 from .right_factor import RightFactor, embedded_gram, nan_where_negative, power_of_two, right_factor
+
+# For up to as many targets, a Cholesky factor for each costs less than eigenvectors for all.
+_FEW_TARGETS = 4
 
 
 def penalty_matrix(l2: Any, vector: bool = False) -> mx.array:
@@ -41,17 +53,24 @@ def ridge_route(
         dtype: That of the entries of A.
         unpenalized: Whether ``l2`` was given as the number 0.
     """
-    (m, n), by_feature, by_target = shape, l2.shape[-2] > 1, l2.shape[-1] > 1
+    (m, n), by_feature, targets = shape, l2.shape[-2] > 1, l2.shape[-1]
     if by_feature:
         return "feature"
-    if method == "dual" or (method == "auto" and m < n):
+    if method == "dual" or (m < n and (method == "auto" or (method == "cholesky" and targets == 1))):
         return "dual"
-    # One positive penalty for all makes K + L definite: Cholesky. With l2 = 0 the rank must be decided.
-    return "shared" if by_target or dtype == mx.float64 or unpenalized else "feature"
+    # A positive penalty makes K + L definite: Cholesky. With l2 = 0 the rank must be decided.
+    by_vectors = targets > _FEW_TARGETS or dtype == mx.float64 or unpenalized
+    return "shared" if by_vectors and method != "cholesky" else "feature"
 
 
 def inverse_of_ridge(
-    a: mx.array, w: mx.array | None, l2: mx.array, route: Route, entries: mx.Dtype, b: mx.array | None = None
+    a: mx.array,
+    w: mx.array | None,
+    l2: mx.array,
+    route: Route,
+    entries: mx.Dtype,
+    b: mx.array | None = None,
+    method: RidgeMethod = "auto",
 ) -> tuple[RidgeInverse, SolutionHints]:
     """R as constants, and by-products of its factorization from which :func:`solution` saves work or gains digits.
 
@@ -62,7 +81,9 @@ def inverse_of_ridge(
         route: How R is to be held.
         entries: The dtype that the entries of ``a`` had before any conversion.
         b: Right-hand sides ``(..., m, k)``, or None if no solution is wanted.
+        method: "cholesky" evaluates nothing and takes no singular vectors: NaN where that is not accurate.
     """
+    lazy = method == "cholesky"
     with on_cpu():
         w = nan_where_negative(w)
         exact = entries == mx.float64
@@ -70,11 +91,11 @@ def inverse_of_ridge(
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
             flat = rows.mT
-            f = _dual_by_cholesky(flat, l2, entries)
+            f = _dual_by_cholesky(flat, l2, entries, lazy)
             if f is None:
                 f = in_range(right_factor(flat, method=driver, entries=entries)[0], l2)
             return RidgeInverse(f, route), SolutionHints()
-        if route == "feature" or l2.shape[-1] == 1:
+        if not lazy and (route == "feature" or l2.shape[-1] == 1):
             by_cholesky = _inverse_by_cholesky(a, w, l2, entries, b)
             if by_cholesky is not None:
                 return by_cholesky
@@ -82,7 +103,7 @@ def inverse_of_ridge(
             f, left = right_factor(a, w, method=driver, entries=entries)
             return RidgeInverse(in_range(f, l2), route), SolutionHints(left)
         if exact:
-            return _float64_inverse(a, w, l2)
+            return _float64_inverse(a, w, l2, lazy)
         gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
         return gram_inverse(embedded_gram(gram), l2, entries, a.shape[-2]), SolutionHints(rhs=rhs[0] if rhs else None)
 
@@ -113,15 +134,24 @@ def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHi
     return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z)
 
 
-def _dual_by_cholesky(flat, l2, entries) -> RightFactor | None:
-    """The full factor of A A^T + l2 from tall ``flat`` = A^T, for one l2; None as :func:`_inverse_by_cholesky`."""
-    if l2.shape[-1] > 1 or not visible(flat, l2):
+def _dual_by_cholesky(flat, l2, entries, lazy: bool) -> RightFactor | None:
+    """The full factor of A A^T + l2 from tall ``flat`` = A^T, for one l2; None where singular vectors are needed."""
+    exact, positive = entries == mx.float64, l2[..., 0] > 0
+    if l2.shape[-1] > 1:
         return None
-    f, good = _certified_cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
-    f = evaluated_if(mx.logical_and(good, l2[..., 0] > 0), f)
-    if f is None:
+    if not lazy and visible(flat, l2):
+        f, good = _certified_cholesky(evaluated_crosses(flat, [flat])[0], l2, flat.shape[-2:], entries)
+        f = evaluated_if(mx.logical_and(good, positive), f)
+        if f is None:
+            return None
+    elif not exact:
+        f = nan_unless(positive, gram_inverse(cross(flat, flat), l2, entries, flat.shape[-2]).f)
+    elif lazy:
+        f, good = _certified_cholesky(cross(flat, flat), l2, flat.shape[-2:], entries)
+        f = nan_unless(mx.logical_and(good, positive), f)
+    else:
         return None
-    f = _corrected(f, flat, None, l2)[0] if entries == mx.float64 else f
+    f = _corrected(f, flat, None, l2)[0] if exact else f
     return RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
 
 
@@ -145,15 +175,17 @@ def _corrected(f: RightFactor, a, w, l2) -> tuple[RightFactor, mx.array, mx.arra
     return corrected(f, a[..., None, :, :], None if w is None else w[..., None, :], l2.mT)
 
 
-def _float64_inverse(a, w, l2) -> tuple[RidgeInverse, SolutionHints]:
+def _float64_inverse(a, w, l2, lazy: bool) -> tuple[RidgeInverse, SolutionHints]:
     """In float64, one factorization for each target, ``(..., k or 1, n, n)``, chosen matrix by matrix inside the graph.
 
     Cholesky with its second step where it is accurate; else an SVD of [sqrt(w) A; sqrt(L)], which would lose the digits
-    of A beside a large penalty.
+    of A beside a large penalty; or NaN, if ``lazy``.
     """
     m, n = a.shape[-2:]
     f, good = _certified_cholesky(cross(a, a, w), l2, (m, n), mx.float64)
     f, q, z = _corrected(nan_unless(good, f), a, w, l2)
+    if lazy:
+        return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z)
     rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
     by_svd, left = right_factor(mx.concatenate(same_batch(rows, mx.sqrt(_diagonal(l2, n))), axis=-2), method="svd")
     by_svd, ones = _mark_singular(by_svd, l2), mx.ones_like(by_svd.s)

@@ -16,6 +16,7 @@ from .._mlx.attach import attach
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import total
+from .._types import ReadoutMethod
 from .dual import dual_solution
 from .products import weigh
 from .residuals import exact_product, exact_residual
@@ -23,7 +24,12 @@ from .solve import attach_solve
 
 
 def smallest_objective(
-    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, entries: mx.Dtype
+    a: mx.array,
+    b: mx.array,
+    w: mx.array | None,
+    l2: mx.array,
+    entries: mx.Dtype,
+    method: ReadoutMethod = "auto",
 ) -> mx.array:
     """The ridge objective of each target, penalty included, at its minimum over the solution, ``(..., k)`` in float64.
 
@@ -35,12 +41,13 @@ def smallest_objective(
         w: ``(..., m)``, or None.
         l2: Penalty in float64, ``(..., 1 or n, 1 or k)``.
         entries: The dtype that the entries of ``a`` had before any conversion.
+        method: As for :func:`pinvnn.ridge`.
     """
-    route = ridge_route("auto", a.shape[-2:], l2, entries, unpenalized=False)
+    route = ridge_route(method, a.shape[-2:], l2, entries, unpenalized=False)
     if route == "dual":
         with on_cpu():
             a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
-    inverse, hints = inverse_of_ridge(a, w, l2, route, entries, b)
+    inverse, hints = inverse_of_ridge(a, w, l2, route, entries, b, method)
     with on_cpu():  # Stopped: else a zero cotangent would meet the infinite slope of sqrt at weight 0, and be NaN.
         dual = route == "dual"
         x = mx.stop_gradient(

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .._mlx import astype, checks, dtypes, large, on_cpu
-from .._types import ArrayLike, Penalty
+from .._types import ArrayLike, Penalty, ReadoutMethod
 from ._calibration import calibrated
 from ._labels import LabelReadout
 from ._readout import LeastSquaresReadout
@@ -42,6 +42,7 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         class_weights (array or str, optional): Weights ``(c,)`` by which the rows of each class are multiplied, or
             ``"balanced"``, which gives the rows of every class the total weight m / c. Leave-one-out figures keep the
             weights of all rows; refits would balance the rows that are left anew. Default: ``None``.
+        method (str, optional): As in :class:`LeastSquaresReadout`. Default: ``"auto"``.
 
     Attributes:
         scale (array): Scale of the logits, ``()``; trainable.
@@ -80,8 +81,9 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         bias: bool = True,
         learn_l2: bool = False,
         class_weights: ArrayLike | Literal["balanced"] | None = None,
+        method: ReadoutMethod = "auto",
     ):
-        super().__init__(input_dims, num_classes, l2, bias, learn_l2)
+        super().__init__(input_dims, num_classes, l2, bias, learn_l2, method)
         self.scale = mx.array(1.0)
         self.shift = mx.zeros((self._dims[1],))
         self._class_weights = self._checked_class_weights(class_weights, self._dims[1])

@@ -62,7 +62,7 @@ class FactoredProblem:
             careful: Take singular vectors, of a problem in float64, which costs a few times as much. Otherwise they are
                 taken only where rows are few and values cannot be evaluated: see :func:`factored`.
         """
-        few = p.a.dtype == mx.float64 and p.a.shape[-2] <= 2 * p.a.shape[-1]
+        few = p.a.dtype == mx.float64 and p.a.shape[-2] <= 2 * p.a.shape[-1] and p.method == "auto"
         self.careful = careful or (few and not visible(p.a))
         k = p.b.shape[-1]
         with large(p.a.dtype):
@@ -82,13 +82,14 @@ class FactoredProblem:
 
     def _minimum_norm(self, p: ReadoutProblem, b: mx.array):
         """The kind of R, its factor, the solution for ``b`` in float64, and left singular vectors or None."""
-        tall = p.a.shape[-2] >= p.a.shape[-1] and p.a.dtype == p.entry_dtype
-        known = full_rank(p.a, w=p.w, b=b) if tall and not self.careful else None
+        entries = p.entry_dtype
+        tall = p.a.shape[-2] >= p.a.shape[-1] and (p.a.dtype == entries or p.method == "cholesky")
+        known = full_rank(p.a, None, None, p.w, b, p.method, entries) if tall and not self.careful else None
         self.certified = known is not None
         if known is not None:
             return "feature", known.right, full_rank_solve_value(p.a, b, p.w, known), None
         method = "svd" if p.a.dtype == mx.float64 else None
-        f, left = right_factor(p.a, p.w, method=method, entries=p.entry_dtype)
+        f, left = right_factor(p.a, p.w, method=method, entries=entries)
         return "truncated", f, solve_value(p.a, b, p.w, f, left), left
 
     def _penalized(self, p: ReadoutProblem, b: mx.array, l2: mx.array):
@@ -99,8 +100,9 @@ class FactoredProblem:
             f, left = right_factor(p.a, p.w, method="svd", entries=p.entry_dtype)
             constants = RidgeInverse(in_range(f, l2), "shared")
             return "shared", constants.f, solution(constants, p.a, b, p.w, l2, SolutionHints(left)), left
-        route = "feature" if by_feature or p.entry_dtype != mx.float64 else "shared"
-        constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b)
+        by_cholesky = by_feature or p.entry_dtype != mx.float64 or p.method == "cholesky"
+        route = "feature" if by_cholesky else "shared"
+        constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b, p.method)
         x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
         if constants.route == "shared":
             return "shared", f, x, known.left

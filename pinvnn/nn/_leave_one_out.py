@@ -10,7 +10,7 @@ from .._mlx import astype, on_cpu, visible
 from .._rules import free_degrees, gcv_score, gram_handle, gram_normal, inverse, kept_shrinkage, with_value
 from ._fit import FactoredProblem, factored, in_float64_of
 from ._problem import ReadoutProblem
-from ._row_values import RowValues, digits_suffice, row_values
+from ._row_values import TRUSTED, RowValues, digits_suffice, row_values
 
 # A removed row has the error e_i = r_i / (1 - d h_i) if weight d of it is removed; h_i is its leverage with the part of
 # the intercept, 1 / sum(w). Where d h_i = 1 the row alone carries a direction, and this is 0 / 0. With L = 0 the fit of
@@ -67,6 +67,8 @@ def _primal(p: ReadoutProblem, removed: str, in_float64: Callable[[], ReadoutPro
         if removed == "unit":
             part = mx.minimum(w, 1) / mx.where(w > 0, w, 1)
         noise = f.noise[..., None]
+        if p.method == "cholesky" and not f.by_vectors:
+            noise = noise * TRUSTED[p.entry_dtype]  # no values decided whether the rests have digits enough
         alone = mx.logical_and(mx.stop_gradient(rest) <= noise, mx.logical_and(part == 1, w > 0))
         rest = (1 - part) + part * rest
         determined = p.l2 is None or (f.by_vectors and p.l2.shape[-2] == 1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, visible
-from .._types import ArrayLike
+from .._types import ArrayLike, ReadoutMethod
 
 
 class ReadoutProblem(NamedTuple):
@@ -21,6 +21,7 @@ class ReadoutProblem(NamedTuple):
         out_dtype: The dtype of results.
         entry_dtype: The dtype in which features and targets were given, which decides on rank and accuracy; ``a`` may
             be a float64 copy of float32 entries.
+        method: "cholesky" says that no singular vectors shall be taken, see :class:`LeastSquaresReadout`.
     """
 
     a: mx.array
@@ -31,6 +32,7 @@ class ReadoutProblem(NamedTuple):
     means: tuple[mx.array, mx.array] | None
     out_dtype: mx.Dtype
     entry_dtype: mx.Dtype
+    method: ReadoutMethod = "auto"
 
     @property
     def dual_is_smaller(self) -> bool:
@@ -88,6 +90,7 @@ def centred(
     l2: mx.array | None,
     bias: bool,
     double: bool = False,
+    method: ReadoutMethod = "auto",
 ) -> ReadoutProblem:
     """The :class:`ReadoutProblem` of arrays that have been checked, converted to float64 if ``double``."""
     out, entries = dtypes.result(x, y), dtypes.working(x, y)
@@ -105,7 +108,7 @@ def centred(
                 x = _without_noise(x, x_mean, entries)
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
-    return ReadoutProblem(x, y, w, l2, total, means, out, entries)
+    return ReadoutProblem(x, y, w, l2, total, means, out, entries, method)
 
 
 def without_unweighted(x: mx.array, y: mx.array, w: mx.array) -> tuple[mx.array, mx.array, mx.array]:

@@ -23,7 +23,7 @@ from .._mlx import dtypes, on_cpu, same_batch
 from ._problem import ReadoutProblem
 
 # Below this multiple of its rounding error, a rest has too few digits for entries of the dtype.
-_TRUSTED = {mx.float32: 1e6, mx.float64: 1e9}
+TRUSTED = {mx.float32: 1e6, mx.float64: 1e9}
 
 
 class RowValues(NamedTuple):
@@ -55,7 +55,7 @@ class RowValues(NamedTuple):
 def digits_suffice(values: RowValues, entries: mx.Dtype, least: float = 0.0) -> bool:
     """Whether every rest is far above its rounding error, and above ``least``. Evaluates."""
     with on_cpu():
-        limit = mx.maximum(_TRUSTED[entries] * values.noise[..., None], least)
+        limit = mx.maximum(TRUSTED[entries] * values.noise[..., None], least)
         return not mx.any(values.rest <= limit).item()  # NaN is no lack of digits
 
 

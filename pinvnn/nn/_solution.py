@@ -12,8 +12,8 @@ from ._problem import ReadoutProblem
 def solve(p: ReadoutProblem):
     """The solution ``(..., n, k)`` in the dtype of the problem."""
     if p.l2 is None:
-        return lstsq(p.a, p.b, weights=p.w).solution
-    return ridge(p.a, p.b, p.l2, weights=p.w)
+        return lstsq(p.a, p.b, weights=p.w, method=p.method).solution
+    return ridge(p.a, p.b, p.l2, weights=p.w, method=p.method)
 
 
 def smallest_objectives(p: ReadoutProblem) -> mx.array:
@@ -23,8 +23,8 @@ def smallest_objectives(p: ReadoutProblem) -> mx.array:
     penalty it is the envelope's, and nothing is solved for it.
     """
     if p.l2 is None or p.a.size == 0 or p.b.size == 0:
-        return astype(lstsq(p.a, p.b, weights=p.w).residuals, mx.float64)
-    return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype)
+        return astype(lstsq(p.a, p.b, weights=p.w, method=p.method).residuals, mx.float64)
+    return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype, p.method)
 
 
 def rank_and_condition(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
