@@ -8,6 +8,7 @@
 #   make dist     sdist and wheel, checked, and the README's code run from the wheel alone
 #   make test-oldest  the tests on the oldest mlx that pyproject.toml allows
 #   make bench    compare with other libraries (installs them: PyTorch, JAX, ...); ARGS="..." is passed on
+#   make evidence a study of docs/evidence.md: ARGS="regression"
 #   make device   accuracy, times and memory on this machine's GPU, into device.md
 #   make clean    remove the virtual environments and caches
 #
@@ -42,7 +43,7 @@ test_env = DEVICE=$(DEVICE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PATH="$(CUR
 # Debian's OpenBLAS for MLX, if it is installed: the reference BLAS of the wheel makes a language model crawl.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 
-.PHONY: help demo test test-llm test-oldest lint docs dist bench device clean
+.PHONY: help demo test test-llm test-oldest lint docs dist bench evidence device clean
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
@@ -92,6 +93,9 @@ bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"
 	$(PY) -m benchmarks.graph
 	$(PY) -m benchmarks $(ARGS)
+
+evidence: $(VENV)/.installed
+	$(PY) -m benchmarks.evidence $(ARGS)
 
 # The stamps are older than pyproject.toml whenever that changes, and the environment is brought up to date.
 $(VENV)/.installed: pyproject.toml
