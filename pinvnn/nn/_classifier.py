@@ -6,11 +6,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._mlx import astype, dtypes, large, on_cpu
 from .._types import ArrayLike, Penalty, ReadoutMethod
 from ._calibration import calibrated
 from ._labels import LabelReadout
-from ._readout import LeastSquaresReadout
+from ._leave_one_out import left_out_of_balanced, nan_for_other_rows
+from ._readout import LeastSquaresReadout, Removed
+
+# With weights, balanced classes are refitted without each row: to so many numbers fit calibrates by these refits, and
+# by fits whose class weights stay as they are beyond, where one row among many hardly moves them.
+_LARGEST_CALIBRATION = 2**26
 
 
 class RidgeClassifier(LabelReadout, LeastSquaresReadout):
@@ -40,8 +45,9 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         bias (bool, optional): Whether there is an intercept. Default: ``True``.
         learn_l2 (bool, optional): Make ``l2`` a trainable parameter. Default: ``False``.
         class_weights (array or str, optional): Weights ``(c,)`` by which the rows of each class are multiplied, or
-            ``"balanced"``, which gives the rows of every class the total weight m / c. Leave-one-out figures keep the
-            weights of all rows; refits would balance the rows that are left anew. Default: ``None``.
+            ``"balanced"``, which gives the rows of every class the total weight m / c. Leave-one-out figures are then
+            those of refits that balance the other rows anew: by one factorization for each class or, with ``weights``
+            as well, by a refit without each row. Default: ``None``.
         method (str, optional): As in :class:`LeastSquaresReadout`. Default: ``"auto"``.
 
     Attributes:
@@ -88,19 +94,18 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         self.shift = mx.zeros((self._dims[1],))
         self._class_weights = self._checked_class_weights(class_weights, self._dims[1])
 
-    def _rows(self, method, x, y, weights):
-        """Rows for the base class: targets of +-1 for labels, and weights multiplied by those of the classes."""
-        name = f"{type(self).__name__}.{method}"
-        x = checks.array(name, "x", x, 2)
-        x = astype(x, dtypes.working(x))
-        labels = self._labels(name, y, x.shape[-2])
+    def _labelled(self, name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None):
+        """Rows in their working dtype, one-hot labels, targets of +-1 (NaN where the label is no class), weights."""
+        x, hot, weights = self._labelled_rows(name, x, y, weights)
         dtype = dtypes.working(x)
-        hot = labels[..., None] == mx.arange(self._dims[1])
         with large(dtype):
             known = mx.where(mx.any(hot, axis=-1, keepdims=True), mx.array(1, dtype), mx.array(float("nan"), dtype))
-            targets = mx.where(hot, known, -known)
-        x, targets, weights, _ = super()._rows(method, x, targets, weights)
-        return x, targets, self._weighed(hot, weights, dtype), False
+            return astype(x, dtype), hot, mx.where(hot, known, -known), weights
+
+    def _rows(self, method, x, y, weights):
+        """Rows for the base class: weights are multiplied by those of the classes."""
+        x, hot, targets, weights = self._labelled(f"{type(self).__name__}.{method}", x, y, weights)
+        return x, targets, self._weighed(hot, weights, x.dtype), False
 
     def _logits(self, scores: mx.array) -> mx.array:
         """Scale and shift applied to ``scores`` (..., c)."""
@@ -125,17 +130,16 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         Raises:
             ValueError: As :meth:`LeastSquaresReadout.fit`, or if a label is not one of the classes.
         """
-        _, _, row_weights, _ = self._rows("fit", x, y, weights)
-        labels, classes = np.array(y), self._dims[1]
-        row_weights = np.ones(labels.shape) if row_weights is None else _in_numpy(row_weights)
-        taken = labels[row_weights != 0]
-        if taken.size and not (0 <= taken.min() and taken.max() < classes):
-            got = f"{taken.min()} to {taken.max()}"
-            self._fail(f"labels must be from 0 to {classes - 1}", got, "Change num_classes or the labels.", "fit")
+        rows, hot, given = self._labelled_rows(f"{type(self).__name__}.fit", x, y, weights)
+        w = self._weighed(hot, given, dtypes.working(rows))
+        w = mx.ones(hot.shape[:-1], stream=mx.cpu) if w is None else w
+        self._check_labels(y, hot, astype(w, mx.float64) != 0)
         super().fit(x, y, weights)
-        scores = _in_numpy(super().loo_predictions(x, y, weights))
-        usable = np.isfinite(scores).all(axis=1) & (row_weights > 0)
-        scale, shift = calibrated(scores[usable], labels[usable], row_weights[usable])
+        many = given is not None and rows.shape[0] * rows.size > _LARGEST_CALIBRATION
+        scores = super().loo_predictions(x, y, weights) if many else self._left_out("fit", x, y, weights)
+        scores, labels, w = _in_numpy(scores), np.array(y), _in_numpy(w)
+        usable = np.isfinite(scores).all(axis=1) & (w > 0)
+        scale, shift = calibrated(scores[usable], labels[usable], w[usable])
         self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)
         return self
 
@@ -154,13 +158,26 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         return self._logits(super().adapt(x, y, x_query, weights))
 
     def loo_predictions(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Literal["row", "unit"] = "row"
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
     ) -> mx.array:
         """Leave-one-out logits ``(..., m, c)``. Arguments as in :meth:`LeastSquaresReadout.loo_predictions`."""
-        return self._logits(super().loo_predictions(x, y, weights, removed))
+        return self._logits(self._left_out("loo_predictions", x, y, weights, removed))
+
+    def _left_out(
+        self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None, removed: Removed = "row"
+    ) -> mx.array:
+        """Leave-one-out scores ``(..., m, c)``; of fits whose class weights are balanced anew, if they are balanced."""
+        if not self._balanced:
+            return super().loo_predictions(x, y, weights, removed)
+        name = f"{type(self).__name__}.{method}"
+        self._part(method, weights, removed)
+        rows, hot, targets, weights = self._labelled(name, x, y, weights)
+        l2, bias = self._checked_penalty(method, rows), "bias" in self
+        scores = left_out_of_balanced(rows, hot, targets, weights, l2, bias, self._method, removed == "unit")
+        return nan_for_other_rows(scores, rows)
 
     def loo_loss(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Literal["row", "unit"] = "row"
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, removed: Removed = "row"
     ) -> mx.array:
         """Mean cross-entropy of :meth:`loo_predictions` ``(...)``, weighted by ``weights`` and the class weights."""
         logits = self.loo_predictions(x, y, weights, removed)

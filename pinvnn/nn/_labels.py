@@ -7,6 +7,7 @@ import mlx.core as mx
 from .._mlx import astype, checks, dtypes, large, on_cpu
 from .._rules import logistic
 from .._types import ArrayLike
+from ._balance import balancing, row_factors
 from ._base import Readout, all_true
 from ._problem import features
 
@@ -50,8 +51,8 @@ class LabelReadout(Readout):
 
     def _labelled_rows(
         self, name: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Rows ``(..., m, n)``, one-hot labels ``(..., m, c)`` (bool), and weights times those of the classes."""
+    ) -> tuple[mx.array, mx.array, mx.array | None]:
+        """Rows ``(..., m, n)``, one-hot labels ``(..., m, c)`` (bool), and weights ``(..., m)`` or None as given."""
         x = features(name, "x", x, self._dims[0], 2)
         if x.dtype == mx.complex64:
             checks.fail(name, "x must be real", "complex64", "Pass real features.", TypeError)
@@ -63,30 +64,32 @@ class LabelReadout(Readout):
             batch.append(("weights", weights.shape[:-1]))
         checks.batch_shape(name, *batch)
         with large(dtype):
-            hot = labels[..., None] == mx.arange(self._dims[1])
-            w = self._weighed(hot, weights, dtype)
-            return x, hot, mx.ones((x.shape[-2],), dtype) if w is None else w
+            return x, labels[..., None] == mx.arange(self._dims[1]), weights
+
+    @property
+    def _balanced(self) -> bool:
+        return isinstance(self._class_weights, str)
 
     def _weighed(self, hot: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
         """``weights`` (..., m) times the class weights of the rows, whose one-hot labels are ``hot`` (..., m, c)."""
-        if self._class_weights is None:
+        of_class = self._class_weights
+        if of_class is None:
             return weights
+        if isinstance(of_class, str):
+            of_row = balancing(hot, weights)
+        else:
+            with on_cpu():
+                of_row = row_factors(astype(of_class, mx.float64)[None], hot)[..., 0, :]
+        of_row = astype(of_row, dtype)
         with large(dtype):
-            hot = hot.astype(dtype)
-            of_class = self._class_weights
-            if isinstance(of_class, str):
-                counts = hot if weights is None else weights[..., None] * hot
-                counts = mx.sum(counts, axis=-2, keepdims=True)
-                seen = counts > 0
-                of_class = mx.sum(counts, axis=-1, keepdims=True) / mx.where(seen, counts * hot.shape[-1], 1)
-            of_row = mx.sum(hot * of_class.astype(dtype), axis=-1)
-            of_row = mx.where(mx.any(hot > 0, axis=-1), of_row, 1)  # no class: its target of NaN must show, not vanish
             return of_row if weights is None else of_row * weights
 
     def _check_fit(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> None:
         """What an eager fit refuses: batches, labels that are no class, values that are not finite."""
         name = f"{type(self).__name__}.fit"
         rows, hot, w = self._labelled_rows(name, x, y, weights)
+        w = self._weighed(hot, w, dtypes.working(rows))
+        w = mx.ones((rows.shape[-2],), stream=mx.cpu) if w is None else w
         if max(rows.ndim, hot.ndim, w.ndim + 1) > 2:
             got = f"shapes {rows.shape} and {hot.shape[:-1]}"
             self._fail("x must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
@@ -96,13 +99,18 @@ class LabelReadout(Readout):
                 self._fail("weights must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
             if not all_true(w >= 0):
                 self._fail("weights must be non-negative", "a negative one", "Remove rows by weight 0.", "fit")
+            self._check_labels(y, hot, used)
+            if not all_true(mx.logical_or(mx.isfinite(rows), ~used[..., None])):
+                self._fail("x must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
+
+    def _check_labels(self, y: ArrayLike, hot: mx.array, used: mx.array) -> None:
+        """Raise at a label that is no class, in the rows that are ``used`` (m,)."""
+        with on_cpu():
             if not all_true(mx.logical_or(mx.any(hot, axis=-1), ~used)):
-                labels = mx.where(used, checks.array(name, "labels", y, 1), 0)
+                labels = mx.where(used, checks.array(type(self).__name__, "labels", y, 1), 0)
                 got = f"{labels.min().item()} to {labels.max().item()}"
                 rule = f"labels must be from 0 to {self._dims[1] - 1}"
                 self._fail(rule, got, "Change num_classes or the labels.", "fit")
-            if not all_true(mx.logical_or(mx.isfinite(rows), ~used[..., None])):
-                self._fail("x must be finite", "NaN or Inf", "Remove those rows by weight 0.", "fit")
 
     def __call__(self, x: ArrayLike) -> mx.array:
         """Logits ``(..., c)`` for ``x`` ``(..., n)``, by the stored weights; float32 for half input."""

@@ -6,11 +6,14 @@ from typing import Literal
 import mlx.core as mx
 
 from .._factor import RidgeInverse, RightFactor, in_range, right_factor
-from .._mlx import astype, on_cpu, visible
+from .._mlx import astype, large, on_cpu, visible
 from .._rules import free_degrees, gcv_score, gram_handle, gram_normal, inverse, kept_shrinkage, with_value
+from .._types import ReadoutMethod
+from ._balance import of_own_class, without_each, without_one_of_a_class
 from ._fit import FactoredProblem, factored, in_float64_of
-from ._problem import ReadoutProblem
+from ._problem import ReadoutProblem, centred
 from ._row_values import TRUSTED, RowValues, digits_suffice, row_values
+from ._solution import predict
 
 # A removed row has the error e_i = r_i / (1 - d h_i) if weight d of it is removed; h_i is its leverage with the part of
 # the intercept, 1 / sum(w). Where d h_i = 1 the row alone carries a direction, and this is 0 / 0. With L = 0 the fit of
@@ -19,17 +22,35 @@ from ._row_values import TRUSTED, RowValues, digits_suffice, row_values
 # If this holds for all rows (m <= n), it is the bordered form C = [[A A^T, 1], [1^T, 0]]^-1, e_i = (C b)_i / C_ii.
 
 
-def errors(p: ReadoutProblem, removed: str, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+def errors(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
     """``(..., m, k)``: target less the prediction of the fit without that row, in float64.
 
-    ``in_float64`` gives the same problem centred in float64, which is needed where rows leave almost nothing.
+    Args:
+        p: The problem.
+        part: Which part of a row's weight is left out, ``(..., m)`` float64, of a problem with weights; None for all.
+        in_float64: Gives the same problem centred in float64, which is needed where rows leave almost nothing.
     """
     if p.a.size == 0 or p.b.size == 0:
         with on_cpu():
             return mx.zeros(mx.broadcast_shapes(p.a.shape[:-2], p.b.shape[:-2]) + p.b.shape[-2:], mx.float64)
     q = per_target(p)
-    e = _dual(q) if q.dual_is_smaller else _primal(q, removed, in_float64)
+    if q is not p and part is not None:
+        part = part[..., None, :]
+    e = _dual(q) if q.dual_is_smaller else _primal(q, part, in_float64)
     return e if q is p else merged(e)
+
+
+def predictions(p: ReadoutProblem, left_out: mx.array) -> mx.array:
+    """What the fits without a row predict for it, ``(..., m, k)`` in float64, from their errors."""
+    with on_cpu():
+        return astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0) - left_out
+
+
+def nan_for_other_rows(predicted: mx.array, x: mx.array) -> mx.array:
+    """``predicted`` (..., m, k); NaN where the row of ``x`` is not finite, for which zeros may have been put."""
+    with on_cpu():
+        finite = mx.all(mx.isfinite(x), axis=-1, keepdims=True)
+        return mx.where(finite, predicted, mx.array(float("nan"), predicted.dtype))
 
 
 def per_target(p: ReadoutProblem) -> ReadoutProblem:
@@ -57,15 +78,13 @@ def intercept(p: ReadoutProblem):
     return 0.0 if p.means is None else 1 / p.total_weight[..., None]
 
 
-def _primal(p: ReadoutProblem, removed: str, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
     f = factored(p, lambda: per_target(in_float64()))
     p = f.problem
     residual, rest = f.residual_and_rest
     with on_cpu():
         w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
-        part = mx.ones((1,), mx.float64)  # of the row's weight that is removed
-        if removed == "unit":
-            part = mx.minimum(w, 1) / mx.where(w > 0, w, 1)
+        part = mx.ones((1,), mx.float64) if part is None else part
         noise = f.noise[..., None]
         if p.method == "cholesky" and not f.by_vectors:
             noise = noise * TRUSTED[p.entry_dtype]  # no values decided whether the rests have digits enough
@@ -132,6 +151,62 @@ def _dual_values(p: ReadoutProblem, flat: mx.array) -> tuple[RightFactor, RowVal
 
 def _diagonal(x: mx.array) -> mx.array:
     return mx.sum(mx.eye(x.shape[-1], dtype=mx.float64) * x, axis=-1)
+
+
+# --- Classes that are balanced anew without the row -----------------------------------------------
+
+# Numbers of the rows that refits hold at once.
+_NUMBERS_AT_ONCE = 2**23
+
+
+def left_out_of_balanced(
+    x: mx.array,
+    hot: mx.array,
+    y: mx.array,
+    weights: mx.array | None,
+    l2: mx.array | None,
+    bias: bool,
+    method: ReadoutMethod,
+    unit: bool,
+) -> mx.array:
+    """What fits without a row, whose classes are balanced anew, predict for it, ``(..., m, k)``.
+
+    Rows of weight 1 need one factorization for each class. With other weights, or where the m x m form is the smaller
+    one, each row is refitted.
+
+    Args:
+        x: ``(..., m, n)`` in a working dtype.
+        hot: One-hot labels ``(..., m, c)``.
+        y: Targets ``(..., m, k)``.
+        weights: ``(..., m)`` before balancing, or None.
+        l2: The penalty, as in :class:`ReadoutProblem`.
+        bias: Whether there is an intercept.
+        method: As in :class:`ReadoutProblem`.
+        unit: Whether weight 1 is taken from a row, or all of it.
+    """
+    m, n = x.shape[-2:]
+    batch = mx.broadcast_shapes(x.shape[:-2], hot.shape[:-2], () if weights is None else weights.shape[:-1])
+
+    def problem(w: mx.array, double: bool = False) -> ReadoutProblem:
+        with large(x.dtype):
+            rows = mx.broadcast_to(x[..., None, :, :], (*batch, w.shape[-2], m, n))
+            return centred(rows, y[..., None, :, :], astype(w, x.dtype), l2, bias, double, method)
+
+    dual_is_smaller = m < n and l2 is not None and l2.shape[-2] == 1
+    if weights is None and not dual_is_smaller:
+        w = without_one_of_a_class(hot)
+        p = problem(w, double=m <= 2 * n)
+        with on_cpu():
+            part = astype(hot, mx.float64).mT
+        return astype(of_own_class(predictions(p, errors(p, part, lambda: problem(w, True))), hot), x.dtype)
+    w, found = without_each(hot, weights, unit), []
+    step = max(1, _NUMBERS_AT_ONCE // max(1, m * n))
+    for rows in (slice(i, i + step) for i in range(0, m, step)):
+        with on_cpu():
+            of_rows = w[..., rows, :]
+        found.append(predict(problem(of_rows), x[..., rows, None, :]))
+    with large(x.dtype):
+        return mx.concatenate(found, axis=-3)[..., 0, :] if found else mx.zeros((*batch, *y.shape[-2:]), x.dtype)
 
 
 # --- Generalized cross validation -----------------------------------------------------------------

@@ -6,9 +6,10 @@ import mlx.core as mx
 import numpy as np
 
 from .._factor import newton
-from .._mlx import astype, dtypes, on_cpu
+from .._mlx import astype, checks, dtypes, on_cpu
 from .._rules import logistic
 from .._types import ArrayLike, Penalty
+from ._balance import of_own_class, without_each, without_one_of_a_class
 from ._labels import LabelReadout
 from ._problem import features
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Largest (n + 1) c for leave-one-out, which forms and inverts the Hessian.
 _LARGEST_HESSIAN = 5000
+# Numbers of the rows and Hessians that refits hold at once.
+_NUMBERS_AT_ONCE = 2**22
 
 
 class _Rows(NamedTuple):
@@ -66,8 +69,7 @@ class LogisticReadout(LabelReadout):
             Default: ``1.0``.
         bias (bool, optional): Whether there is an intercept. Default: ``True``.
         learn_l2 (bool, optional): Make ``l2`` a trainable parameter by its logarithm, ``log_l2``. Default: ``False``.
-        class_weights (array or str, optional): Weights ``(c,)`` of the rows of each class, or ``"balanced"`` for
-            weights that give all classes the same sum, m / c. Default: ``None``.
+        class_weights (array or str, optional): As in :class:`RidgeClassifier`. Default: ``None``.
 
     Shape:
         - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and
@@ -122,11 +124,15 @@ class LogisticReadout(LabelReadout):
         return self._reason
 
     def _problem(self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> _Rows:
-        name = f"{type(self).__name__}.{method}"
-        x, hot, w = self._labelled_rows(name, x, y, weights)
+        x, hot, weights = self._labelled_rows(f"{type(self).__name__}.{method}", x, y, weights)
+        return self._posed(x, hot, self._weighed(hot, weights, mx.float64))
+
+    def _posed(self, x: mx.array, hot: mx.array, w: mx.array | None) -> _Rows:
+        """The problem of rows, one-hot labels and weights that have been checked; class weights count no more."""
         out = dtypes.working(x)
         with on_cpu():
-            w, x = astype(w, mx.float64), astype(x, mx.float64)
+            w = mx.ones((x.shape[-2],), mx.float64) if w is None else astype(w, mx.float64)
+            x = astype(x, mx.float64)
             used = w != 0
             known = mx.logical_or(mx.any(hot, axis=-1, keepdims=True), ~used[..., None])
             y = mx.where(known, hot.astype(mx.float64), mx.array(float("nan"), mx.float64))
@@ -215,11 +221,7 @@ class LogisticReadout(LabelReadout):
         x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
         t = logistic.minimizer(p.a, p.y, p.w, p.l2)
         with on_cpu():
-            rows = astype(x_query, mx.float64)
-            if p.mean is None:
-                return (rows @ t).astype(p.out)
-            solution, intercept = _uncentred(p, t)
-            return (rows @ solution + intercept).astype(p.out)
+            return _predicted(p, t, astype(x_query, mx.float64)).astype(p.out)
 
     def projected_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """The objective, penalty included, at its minimum over weight and bias, divided by m: ``(...)``.
@@ -239,6 +241,8 @@ class LogisticReadout(LabelReadout):
     def loo_predictions(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """Logits for each row by the fit to all other rows, approximately: one Newton step without the row.
 
+        With ``class_weights="balanced"`` it is a step from the fit with the weights that the other rows have without
+        it, one fit for each class; with ``weights`` as well, each row is refitted, which is exact and takes m fits.
         Differentiable at every order in ``x``, ``weights`` and ``l2``.
 
         Args:
@@ -254,14 +258,33 @@ class LogisticReadout(LabelReadout):
             K. R. Rad and A. Maleki, A scalable estimate of the out-of-sample prediction error via approximate
             leave-one-out cross-validation, J. R. Stat. Soc. B 82 (2020), Eq. 7, arXiv 1801.10243.
         """
-        p = self._problem("loo_predictions", x, y, weights)
-        return self._left_out(p, "loo_predictions", x).astype(p.out, stream=mx.cpu)
+        logits = self._left_out("loo_predictions", x, y, weights)
+        return astype(logits, dtypes.working(checks.array(type(self).__name__, "x", x)))
 
-    def _left_out(self, p: _Rows, method: str, x: ArrayLike) -> mx.array:
-        if p.a.shape[-1] * p.y.shape[-1] > _LARGEST_HESSIAN:
-            got = f"{p.a.shape[-1]} and {p.y.shape[-1]}"
+    def _left_out(self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> mx.array:
+        """Leave-one-out logits in float64."""
+        x, hot, weights = self._labelled_rows(f"{type(self).__name__}.{method}", x, y, weights)
+        unknowns, classes = x.shape[-1] + ("bias" in self), self._dims[1]
+        if unknowns * classes > _LARGEST_HESSIAN:
             rule = f"unknowns per class times classes must be at most {_LARGEST_HESSIAN}"
-            self._fail(rule, got, "Use a validation split, or RidgeClassifier.", method)
+            remedy = "Use a validation split, or RidgeClassifier."
+            self._fail(rule, f"{unknowns} and {classes}", remedy, method)
+        if not self._balanced:
+            return self._one_step(self._posed(x, hot, self._weighed(hot, weights, mx.float64)))
+        rows, labels = x[..., None, :, :], hot[..., None, :, :]
+        if weights is None:
+            return of_own_class(self._one_step(self._posed(rows, labels, without_one_of_a_class(hot))), hot)
+        w, found = without_each(hot, weights), []
+        numbers = x.shape[-2] * unknowns + (unknowns * classes) ** 2
+        for i in range(0, x.shape[-2], step := max(1, _NUMBERS_AT_ONCE // numbers)):
+            with on_cpu():
+                p = self._posed(rows, labels, w[..., i : i + step, :])
+                t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+                found.append(_predicted(p, t, astype(x[..., i : i + step, None, :], mx.float64))[..., 0, :])
+        with on_cpu():
+            return mx.concatenate(found, axis=-2) if found else mx.zeros(hot.shape, mx.float64)
+
+    def _one_step(self, p: _Rows) -> mx.array:
         t = logistic.minimizer(p.a, p.y, p.w, p.l2)
         logits = logistic.one_step_without(p.a, p.y, p.w, p.l2, t)
         with on_cpu():
@@ -274,13 +297,20 @@ class LogisticReadout(LabelReadout):
 
     def loo_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """Weighted mean cross-entropy of :meth:`loo_predictions`, ``(...)``. Class weights count."""
-        p = self._problem("loo_loss", x, y, weights)
-        logits = self._left_out(p, "loo_loss", x)
+        p, logits = self._problem("loo_loss", x, y, weights), self._left_out("loo_loss", x, y, weights)
         with on_cpu():
             used = p.w != 0
             logits = mx.where(used[..., None], logits, mx.zeros_like(logits))
             loss = mx.sum(p.w * logistic.cross_entropy(logits, p.y), axis=-1) / mx.sum(p.w, axis=-1)
             return loss.astype(p.out)
+
+
+def _predicted(p: _Rows, t: mx.array, x: mx.array) -> mx.array:
+    """Logits ``(..., q, c)`` of the minimizer ``t`` for rows ``x`` (..., q, n)."""
+    if p.mean is None:
+        return x @ t
+    solution, intercept = _uncentred(p, t)
+    return x @ solution + intercept
 
 
 def _uncentred(p: _Rows, t: mx.array) -> tuple[mx.array, mx.array]:

@@ -9,9 +9,9 @@ from .._mlx import astype, checks, dtypes, large, matmul, on_cpu
 from .._types import ArrayLike, Penalty, ReadoutMethod
 from ._base import Readout, all_true
 from ._evidence import check_variance, log_evidence
-from ._leave_one_out import errors, validation_score
+from ._leave_one_out import errors, nan_for_other_rows, predictions, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
-from ._solution import rank_and_condition, smallest_objectives, solve
+from ._solution import predict, rank_and_condition, smallest_objectives, solve
 from ._targets import Part, check_mask, columns_of, in_order, parts_of
 from ._uncertainty import Uncertainty, uncertainty
 
@@ -319,14 +319,9 @@ class LeastSquaresReadout(Readout):
         """
         problems = self._problems("adapt", x, y, weights, mask)
         x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
-        outputs = []
-        for p in problems.centred:
-            with large(p.a.dtype):
-                query = astype(x_query, p.a.dtype)
-                query = query[..., None, :, :] if problems.stacked else query
-                solution = solve(p)
-                x_mean, y_mean = p.means or (0, 0)
-                outputs.append(matmul(query - x_mean, solution) + y_mean)
+        with large(dtypes.working(x_query)):
+            query = x_query[..., None, :, :] if problems.stacked else x_query
+        outputs = [predict(p, query) for p in problems.centred]
         out = astype(problems.in_order(outputs), problems.centred[0].out_dtype)
         with large(out.dtype):
             return out[..., 0] if problems.vector else out
@@ -377,17 +372,10 @@ class LeastSquaresReadout(Readout):
             Technometrics 16 (1974), doi 10.1080/00401706.1974.10489157. The derivation: docs/math.md.
         """
         problems, errors_of = self._errors("loo_predictions", x, y, weights, removed, mask)
-        outputs = []
-        for p, e in zip(problems.centred, errors_of, strict=True):
-            with on_cpu():
-                outputs.append(astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0) - e)
-        out = problems.in_order(outputs)
+        out = problems.in_order([predictions(*pair) for pair in zip(problems.centred, errors_of, strict=True)])
+        if weights is not None or mask is not None:
+            out = nan_for_other_rows(out, checks.array(type(self).__name__, "x", x))
         with on_cpu():
-            # What was put in place of a row of weight 0 has no prediction.
-            given = checks.array(type(self).__name__, "x", x)
-            if weights is not None or mask is not None:
-                finite = mx.all(mx.isfinite(given), axis=-1, keepdims=True)
-                out = mx.where(finite, out, mx.array(float("nan"), mx.float64))
             out = out.astype(problems.centred[0].out_dtype)
             return out[..., 0] if problems.vector else out
 
@@ -426,12 +414,23 @@ class LeastSquaresReadout(Readout):
         removed: str,
         mask: ArrayLike | None,
     ) -> tuple["_Problems", list[mx.array]]:
+        problems = self._problems(method, x, y, weights, mask, exact=True)
+        part = self._part(method, weights, removed)
+        if part is not None and problems.stacked:
+            part = part[..., None, :]
+        return problems, [
+            errors(p, part, lambda i=i: problems.centre(i, True)) for i, p in enumerate(problems.centred)
+        ]
+
+    def _part(self, method: str, weights: ArrayLike | None, removed: str) -> mx.array | None:
+        """The part of each row's weight that is left out, ``(..., m)`` in float64; None for all of it."""
         if removed not in ("row", "unit"):
             self._fail('removed must be "row" or "unit"', f"{removed!r}", 'Take "row".', method)
-        problems = self._problems(method, x, y, weights, mask, exact=True)
-        return problems, [
-            errors(p, removed, lambda i=i: problems.centre(i, True)) for i, p in enumerate(problems.centred)
-        ]
+        if removed == "row" or weights is None:
+            return None
+        w = checks.real_array(f"{type(self).__name__}.{method}", "weights", weights, mx.float64)
+        with on_cpu():
+            return mx.minimum(w, 1) / mx.where(w > 0, w, 1)
 
     def gcv(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         r"""Generalized cross validation score, ``(...)``; the smaller, the better ``l2``.

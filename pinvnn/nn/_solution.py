@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from .._lstsq import lstsq
-from .._mlx import astype, on_cpu
+from .._mlx import astype, large, matmul, on_cpu
 from .._ridge import ridge
 from .._rules import envelope
 from ._problem import ReadoutProblem
@@ -14,6 +14,13 @@ def solve(p: ReadoutProblem):
     if p.l2 is None:
         return lstsq(p.a, p.b, weights=p.w, method=p.method).solution
     return ridge(p.a, p.b, p.l2, weights=p.w, method=p.method)
+
+
+def predict(p: ReadoutProblem, x: mx.array) -> mx.array:
+    """Predictions ``(..., q, k)`` of the solution for rows ``x`` (..., q, n), in the dtype of the problem."""
+    with large(p.a.dtype):
+        x_mean, y_mean = p.means or (0, 0)
+        return matmul(astype(x, p.a.dtype) - x_mean, solve(p)) + y_mean
 
 
 def smallest_objectives(p: ReadoutProblem) -> mx.array:
