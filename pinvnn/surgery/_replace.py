@@ -1,7 +1,7 @@
 """Decoder layers that are replaced by a linear map, folded into the layer before."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,7 @@ class Shortened:
         self, source: LanguageModel, spans: Spans, fits: Sequence[Fit], clock: Clock, resumed: int = 0
     ) -> None:
         self._source, self._spans, self._fits = source, spans, list(fits)
-        # A prediction that is not a number leaves the error on the texts that were read.
-        self._best = min(fits, key=lambda fit: fit.predicted if fit.predicted == fit.predicted else math.inf)
+        self._best = min(fits, key=_predicted)
         self.start: int = self._best.start
         self.skip: int = spans.skip
         self.l2: float = self._best.l2
@@ -138,22 +137,17 @@ def check_l2(l2: float | None) -> float | None:
     return l2
 
 
-def fit_all(spans: Spans, l2: float | None, each: Callable[[int], Any] | None = None) -> list[Fit]:
-    """The fit of every span; of those that are not the best by now the weights are forgotten."""
-    found: list[Fit] = []
-    best = math.inf
-    empty = np.zeros((0, 0))
-    for start in spans.blocks:
-        fit = spans.fit(start, l2)
-        if found and not fit.predicted < best:
-            fit = fit._replace(change=empty)
-        else:
-            found = [other._replace(change=empty) for other in found]
-            best = fit.predicted if fit.predicted == fit.predicted else math.inf
-        found.append(fit)
-        if each is not None:
-            each(start)
+def fit_all(spans: Spans, l2: float | None) -> list[Fit]:
+    """The fit of every span, with weights for the one of which GCV predicts the best state."""
+    found = [spans.fit(start, l2, with_change=False) for start in spans.blocks]
+    best = min(range(len(found)), key=lambda i: _predicted(found[i]))
+    found[best] = spans.fit(found[best].start, found[best].l2)
     return found
+
+
+def _predicted(fit: Fit) -> float:
+    """The predicted error, or infinity if there is no prediction."""
+    return fit.predicted if fit.predicted == fit.predicted else math.inf
 
 
 def replace_layers(

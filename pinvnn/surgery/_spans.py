@@ -16,14 +16,14 @@ of the state, so that errors count relative to it: w_t = 1 / |h_{i+s,t}|^2, up t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._factor import right_factor_of_gram
+from .._factor import RightFactor
 from .._lm import PROBE, LanguageModel, TextReader, first_array, pad, reporting
 from .._mlx import dtypes, fail, on_cpu
 from .._rules import gcv_score, squares_and_degrees
@@ -61,7 +61,7 @@ class Fit(NamedTuple):
     Attributes:
         start: The decoder layer before the span.
         l2: The penalty; infinity if the span is dropped.
-        change: D ``(outputs, dims)``, float64.
+        change: D ``(outputs, dims)``, float64; empty if only errors were asked for.
         shift: Change of the bias of the linear layer ``(outputs,)``, or None if it has none.
         dropped: Relative error of the state after the span, the root of mean |dh|^2 / |h|^2, if the span is dropped.
         fitted: The same with D: on the tokens that it was fitted to.
@@ -155,51 +155,79 @@ class Spans:
     blocks: dict[int, Block]
     statistics: list[ReadoutStatistics]
     tokens: int = 0
+    _spectra: dict[int, "_Spectrum"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, blocks: dict[int, Block], skip: int) -> "Spans":
         """Statistics without rows."""
         return cls(skip, blocks, [ReadoutStatistics(b.dims, b.outputs, "bias" in b.linear) for b in blocks.values()])
 
-    def fit(self, start: int, l2: float | None) -> Fit:
-        """Replace the span after decoder layer ``start``; ``l2`` None is chosen by GCV, infinity drops the span."""
-        index = list(self.blocks).index(start)
-        stats, block = self.statistics[index], self.blocks[start]
+    def fit(self, start: int, l2: float | None, with_change: bool = True) -> Fit:
+        """Replace the span after decoder layer ``start``; ``l2`` None is chosen by GCV, infinity drops the span.
+
+        Without ``with_change`` the fit has its errors only.
+        """
+        stats, block = self.statistics[list(self.blocks).index(start)], self.blocks[start]
         m = stats.moments
+        count, x_mean, y_mean, xx, xy, yy = (np.array(part) for part in m)
+        # Weights of mean 1, so that their sum counts tokens, which degrees of freedom are measured by.
+        scale = self.tokens / float(count)
+        xx, xy, yy = scale * xx, scale * xy, scale * yy
+        # Relative errors: |dh|^2 / |h|^2 = w |dh|^2 / outputs for w = 1 / mean(h^2), whose mean was scaled to 1.
+        unit = block.outputs * scale * self.tokens
+        dropped = _root(float(yy.sum() + self.tokens * y_mean @ y_mean) / unit)
+        if l2 is not None and l2 == float("inf"):
+            change = np.zeros((block.outputs, block.dims)) if with_change else _NOTHING
+            return Fit(start, l2, change, np.zeros(block.outputs) if stats.bias else None, dropped, dropped, dropped)
+        if with_change or start not in self._spectra:
+            squared, v = np.linalg.eigh(xx)  # NumPy's BLAS is fast on every platform
+            rotated = v.T @ xy
+            self._spectra[start] = _Spectrum(np.maximum(squared, 0.0), np.square(rotated).sum(axis=1), yy.sum())
+        spectrum = self._spectra[start]
+        l2, gcv, left = spectrum.penalty(self.tokens, l2, stats.bias)
+        change, shift = _NOTHING, None
+        if with_change:
+            change = (v @ (spectrum.inverse(l2)[:, None] * rotated)).T
+            shift = y_mean - change @ x_mean if stats.bias else None
+        return Fit(start, l2, change, shift, dropped, _root(left / unit), _root(gcv * self.tokens / unit))
+
+
+class _Spectrum:
+    """What the errors of all penalties follow from: eigenvalues s_j^2 of S_xx, and sum_t (v_j . S_xy,t)^2.
+
+    All targets t share a penalty, and so the degrees of freedom: their sum is one target with the squares ``yy``.
+    """
+
+    def __init__(self, squared: np.ndarray, rotated: np.ndarray, yy: float) -> None:
+        self.squared, self.rotated, self.yy = squared, rotated, float(yy)
+        self.kept = squared > len(squared) * dtypes.eps(mx.float64) * squared[-1]
+
+    def inverse(self, l2: float) -> np.ndarray:
+        """1 / (s_j^2 + l2), without a penalty of the eigenvalues that count."""
+        return self.kept / np.where(self.kept, self.squared, 1.0) if l2 == 0 else 1 / (self.squared + l2)
+
+    def penalty(self, tokens: int, l2: float | None, bias: bool) -> tuple[float, float, float]:
+        """The penalty, chosen by GCV if it is None, the GCV score, and the squares of the residuals of all targets."""
         with on_cpu():
-            # Weights of mean 1, so that their sum counts tokens, which degrees of freedom are measured by.
-            scale = self.tokens / m.count
-            xx, xy, yy = scale * m.xx, scale * m.xy, scale * m.yy
-            dropped = mx.sum(yy + self.tokens * m.y_mean * m.y_mean)
-            # Relative errors: |dh|^2 / |h|^2 = w |dh|^2 / outputs for w = 1 / mean(h^2), whose mean was scaled to 1.
-            unit = block.outputs * scale * self.tokens
-            if l2 is not None and l2 == float("inf"):
-                size = _root(dropped / unit)
-                zero = np.zeros((block.outputs, block.dims))
-                return Fit(start, l2, zero, np.zeros(block.outputs) if stats.bias else None, size, size, size)
-            rtol = (block.dims * dtypes.eps(mx.float64)) ** 0.5
-            f = right_factor_of_gram(xx, mx.float64, xx.shape, rtol)
-            squared = (f.s / f.r[0]) ** 2
-            rotated = f.v.T @ xy
-            total = mx.array(float(self.tokens), mx.float64)
+            total, yy = mx.array(float(tokens), mx.float64), mx.array([self.yy], mx.float64)
+            rotated = mx.array(np.sqrt(self.rotated)[:, None], mx.float64)
+            s, kept = (mx.array(part.astype(np.float64), mx.float64) for part in (np.sqrt(self.squared), self.kept))
+            f = RightFactor(mx.zeros((0, 0), mx.float64), s, kept, mx.ones((1, 1), mx.float64))
 
             def score(penalty: float) -> tuple[float, float]:
-                squares, free = squares_and_degrees(total, yy, rotated, f, penalty, stats.bias)
-                return float(gcv_score(total, squares, free).item()), float(mx.sum(squares).item())  # type: ignore
+                squares, free = squares_and_degrees(total, yy, rotated, f, penalty, bias)
+                return float(gcv_score(total, squares, free).item()), float(squares.item())  # type: ignore[arg-type]
 
-            largest = float(squared[0].item())  # type: ignore[arg-type]
-            tried = [largest * step for step in GRID] if l2 is None else [float(l2)]
+            tried = [float(self.squared[-1]) * step for step in GRID] if l2 is None else [float(l2)]
             scores = {penalty: score(penalty) for penalty in tried}
             best = _smallest(scores)
             if l2 is None:
                 scores.update({best * step: score(best * step) for step in FINER})
                 best = _smallest(scores)
-            gcv, left = scores[best]
-            inverse = f.kept / mx.where(f.kept > 0, squared, 1.0) if best == 0 else 1 / (squared + best)
-            change = (f.v @ (inverse[:, None] * rotated)).T
-            shift = np.array(m.y_mean - change @ m.x_mean) if stats.bias else None
-            predicted = _root(gcv * block.outputs * self.tokens / unit)
-            return Fit(start, best, np.array(change), shift, _root(dropped / unit), _root(left / unit), predicted)
+            return best, *scores[best]
+
+
+_NOTHING = np.zeros((0, 0))
 
 
 def _smallest(scores: dict[float, tuple[float, float]]) -> float:
@@ -207,9 +235,8 @@ def _smallest(scores: dict[float, tuple[float, float]]) -> float:
     return min(scores, key=lambda penalty: (scores[penalty][0] != scores[penalty][0], scores[penalty][0]))
 
 
-def _root(x: mx.array | float) -> float:
-    value = float(x.item()) if isinstance(x, mx.array) else x  # type: ignore[arg-type]
-    return max(value, 0.0) ** 0.5 if value == value else value
+def _root(x: float) -> float:
+    return float(max(x, 0.0) ** 0.5) if x == x else float("nan")
 
 
 def read_spans(reader: TextReader, encoded: list[list[int]], spans: Spans, pending: dict[int, Pending]) -> None:

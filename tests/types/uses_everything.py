@@ -18,4 +18,5 @@ def use_everything(folder: str) -> None:
     fit: pinvnn.varpro.VarProResult = pinvnn.varpro.varpro(decay, mx.array(1.0), mx.exp(-2 * t), inputs=(t,))
     pinvnn.testing.gradcheck(pinvnn.pinv, pinvnn.testing.random_matrix((4, 3)))
     head: pinvnn.heads.Head = pinvnn.heads.Head.load(folder)
-    print(solution, readout.weight, statistics.solve(0.1), fit.alpha, head.config)
+    eraser: pinvnn.surgery.Eraser = pinvnn.surgery.Eraser.load(folder)
+    print(eraser.weight, solution, readout.weight, statistics.solve(0.1), fit.alpha, head.config)
