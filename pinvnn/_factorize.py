@@ -7,6 +7,7 @@ from ._factorizations import Factorization as _Factorization
 from ._factorizations import Penalized, factor_problem
 from ._mlx import checks, dtypes
 from ._mlx.complex import stack, unstack
+from ._mlx.linear_problem import without_unweighted
 from ._mlx.place import astype, large, on_cpu
 from ._rules.products import real_dot
 from ._types import ArrayLike, Method, Penalty, Tolerance
@@ -32,7 +33,7 @@ class Factorization:
         out: mx.Dtype,
     ):
         """Of checked arguments; use :func:`pinvnn.factorize`."""
-        self._a, self._l2, self._out = a, l2, out
+        self._a, self._weights, self._l2, self._out = a, weights, l2, out
         self._parts: _Factorization | None = None
         if a.size == 0:
             return
@@ -66,6 +67,8 @@ class Factorization:
         with large(a.dtype):
             b = astype(b[:, None] if vector else b, a.dtype)
             whole = checks.batch_shape(name, ("a", a.shape[:-2]), ("b", b.shape[:-2]))
+            if self._weights is not None:
+                (b,), _ = without_unweighted([b], self._weights)
             shape = (*whole, a.shape[-1], b.shape[-1])
             if self._parts is None or 0 in shape:
                 x = self._without_data(shape)
@@ -143,7 +146,8 @@ def factorize(
 
     Args:
         a: ``(..., m, n)``, of a dtype that :func:`pinvnn.pinv` takes.
-        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A negative weight gives NaN.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A row of weight 0 takes no part,
+            whatever it holds, NaN included. A negative weight gives NaN.
         l2: Penalty of the squared solution: a number or ``(..., n, 1)`` per feature, the same for all right-hand sides.
             A negative value inside an array gives NaN. None for no penalty and the solution of minimum norm; 0 gives
             NaN if ``a`` is rank deficient.
@@ -196,7 +200,10 @@ def factorize(
         got, remedy = f"shape {a.shape}", "Use method='auto'."
         checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work):
-        a = mx.broadcast_to(astype(a, work), (*whole, *a.shape[-2:]))
+        a = astype(a, work)
+        if weights is not None:
+            (a,), weights = without_unweighted([a], weights)
+        a = mx.broadcast_to(a, (*whole, *a.shape[-2:]))
         if weights is not None:
             weights = mx.broadcast_to(weights, (*whole, a.shape[-2]))
     return Factorization(a, weights, l2, cutoffs, method, out)

@@ -6,7 +6,8 @@ from ._factor.right_factor import right_factor_of_gram
 from ._factorizations import factor_problem
 from ._mlx import checks, dtypes
 from ._mlx.complex import real_and_imaginary, stack, unstack
-from ._mlx.place import astype, large, on_cpu
+from ._mlx.linear_problem import linear_problem
+from ._mlx.place import large, on_cpu
 from ._rules.products import weigh
 from ._rules.residuals import exact_residual
 from ._rules.spectral import inverse
@@ -34,8 +35,9 @@ def lstsq(
     Args:
         a: ``(..., m, n)``, of a dtype that :func:`pinv` takes.
         b: ``(m,)`` or ``(..., m, k)``: only a 1-D ``b`` is a vector. Batch dimensions of ``a`` and ``b`` broadcast.
-        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. The gradient at weight 0 is finite and
-            exact. A negative weight gives NaN. A weighted problem with m < n costs O(n^3).
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A row of weight 0 takes no part,
+            whatever it holds, NaN included; the gradient at weight 0 of a finite row is exact. A negative weight gives
+            NaN. A weighted problem with m < n costs O(n^3).
         rtol: Relative cutoff: a number or an array that broadcasts to the batch shape. Default ``min(m, n) * eps`` of
             the dtype, or 0 if ``atol`` is given. No gradient.
         atol: Absolute cutoff, of the same shapes. Default 0. No gradient.
@@ -70,16 +72,11 @@ def lstsq(
         [1.0, 2.0]
     """
     name = "lstsq"
-    a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
-    out, work = dtypes.result(a, b), dtypes.working(a, b)
-    if weights is not None:
-        weights = checks.real_array(name, "weights", weights, work)
-    checks.rows(name, a, b, weights)
+    a, b, weights, vector, out, batches = linear_problem(name, a, b, weights, stream)
+    work = a.dtype
     method = checks.method(name, method, work)
-    vector = b.ndim == 1
-    batch = [("a", a.shape[:-2])] + ([] if weights is None else [("weights", weights.shape[:-1])])
-    of_a = checks.batch_shape(name, *batch)
-    whole = checks.batch_shape(name, *batch, ("b", () if vector else b.shape[:-2]))
+    of_a = checks.batch_shape(name, *(batch for batch in batches if batch[0] != "b"))
+    whole = checks.batch_shape(name, *batches)
     rtol, atol = checks.tolerance(name, "rtol", rtol, of_a), checks.tolerance(name, "atol", atol, of_a)
     if method == "slices" and weights is not None:
         checks.fail(name, "method 'slices' takes no weights", "weights", "Use method='auto'.")
@@ -87,8 +84,6 @@ def lstsq(
         got, remedy = f"shape {a.shape}", "Use method='auto'."
         checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work, stream):
-        a, b = astype(a, work), astype(b, work)
-        b = b[:, None] if vector else b
         a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
         if a.size == 0 or 0 in whole:
             x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))

@@ -7,7 +7,8 @@ import mlx.core as mx
 
 from ._factor.bounded_values import bounded_solution
 from ._factor.ridge_inverse import penalty_matrix
-from ._mlx import checks, dtypes
+from ._mlx import checks
+from ._mlx.linear_problem import linear_problem
 from ._mlx.place import astype, on_cpu
 from ._rules.bounded import attach_bounded
 from ._types import ArrayLike, Bounds, Penalty
@@ -71,7 +72,8 @@ def lsq_linear(
             ``(k,)`` per target, ``(n, 1)`` per variable, ``(n, k)`` (for a vector ``b``: ``(n,)``). Infinite bounds are
             none; equal bounds hold a variable. Arrays are differentiable.
         l2: Non-negative penalty that broadcasts against the solution, as in :func:`ridge`.
-        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A row of weight 0 takes no part,
+            whatever it holds, NaN included.
 
     Returns:
         ``(..., n, k)``, or ``(n,)`` for a vector ``b``. Where several solutions are best (``a`` without full column
@@ -103,26 +105,17 @@ def _solve(name, a, b, bounds, l2, weights) -> mx.array:
     a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
     for label, x in (("a", a), ("b", b)):
         checks.real_array(name, label, x, x.dtype)
-    out, work = dtypes.result(a, b), dtypes.working(a, b)
-    if weights is not None:
-        weights = checks.real_array(name, "weights", weights, work)
-    checks.rows(name, a, b, weights)
-    vector = b.ndim == 1
-    n, k = a.shape[-1], 1 if vector else b.shape[-1]
+    a, b, weights, vector, out, batches = linear_problem(name, a, b, weights)
+    n, k = a.shape[-1], b.shape[-1]
     l2 = penalty_matrix(checks.penalty(name, l2, n, k, vector), vector)
     lower, upper, plain = _bounds(name, bounds, n, k, vector)
     whole = checks.batch_shape(
-        name,
-        *(("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])),
-        *(("lower", lower.shape[:-2]), ("upper", upper.shape[:-2])),
-        ("weights", () if weights is None else weights.shape[:-1]),
+        name, *batches, *((label, x.shape[:-2]) for label, x in (("l2", l2), ("lower", lower), ("upper", upper)))
     )
-    a, b = astype(a, work), astype(b, work)
-    b = b[:, None] if vector else b
     if a.size == 0 or b.size == 0 or 0 in whole:
         with on_cpu():
             zero = mx.zeros((*whole, n, k), mx.float64)
-            x = mx.minimum(mx.maximum(zero, lower), upper).astype(work)
+            x = mx.minimum(mx.maximum(zero, lower), upper).astype(a.dtype)
     else:
         x, state = bounded_solution(a, b, weights, l2, lower, upper)
         x = attach_bounded(a, b, weights, l2, lower, upper, x, state, plain)

@@ -7,7 +7,8 @@ from ._factor.ridge_values import RidgeInverse, Route, solution
 from ._factor.right_factor import right_factor_of_gram
 from ._mlx import checks, dtypes
 from ._mlx.complex import embed, stack, unstack
-from ._mlx.place import astype, large, on_cpu
+from ._mlx.linear_problem import linear_problem
+from ._mlx.place import large, on_cpu
 from ._rules.dual import dual_solution
 from ._rules.ridge import gram_normal
 from ._rules.solve import attach_solve
@@ -39,7 +40,8 @@ def ridge(
         l2: Non-negative penalty that broadcasts against the solution: a scalar, ``(k,)`` per target, ``(n, 1)`` per
             feature, ``(n, k)`` (for a vector ``b``: a scalar or ``(n,)``). A negative number raises; a negative value
             inside an array gives NaN.
-        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A negative weight gives NaN.
+        weights: ``(..., m)``, non-negative; weight 2 equals the row given twice. A row of weight 0 takes no part,
+            whatever it holds, NaN included. A negative weight gives NaN.
         method: ``"primal"`` solves an n x n system, ``"dual"`` an m x m one, which needs every l2 > 0 and the same l2
             for all features. ``"auto"`` takes the dual form if m < n and it applies. ``"cholesky"`` takes the smaller
             form, too, and never singular vectors: for float64, ``l2 = 0`` of full rank, or many penalties by target
@@ -67,22 +69,14 @@ def ridge(
         array([2], dtype=float32)
     """
     name = "ridge"
-    a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
-    out, work = dtypes.result(a, b), dtypes.working(a, b)
-    if weights is not None:
-        weights = checks.real_array(name, "weights", weights, work)
-    checks.rows(name, a, b, weights)
-    vector = b.ndim == 1
-    n, k = a.shape[-1], 1 if vector else b.shape[-1]
+    a, b, weights, vector, out, batches = linear_problem(name, a, b, weights, stream)
+    work, n, k = a.dtype, a.shape[-1], b.shape[-1]
     l2 = checks.penalty(name, l2, n, k, vector)
     unpenalized = isinstance(l2, float) and l2 == 0
     l2 = penalty_matrix(l2, vector)
     route = _route(method, a.shape[-2:], l2, work, unpenalized)
-    batch = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2]), ("l2", l2.shape[:-2])]
-    whole = checks.batch_shape(name, *batch, ("weights", () if weights is None else weights.shape[:-1]))
+    whole = checks.batch_shape(name, *batches, ("l2", l2.shape[:-2]))
     with large(work, stream):
-        a, b = astype(a, work), astype(b, work)
-        b = b[:, None] if vector else b
         if a.size == 0 or b.size == 0 or 0 in whole:
             x = _without_data(l2, (*whole, n, k), work)
         else:

@@ -10,6 +10,7 @@ from .blocks import ROWS_PER_BLOCK as ROWS_PER_BLOCK
 from .checks import array as array
 from .checks import fail as fail
 from .eager import visible as visible
+from .linear_problem import without_unweighted as without_unweighted
 from .matmul import matmul as matmul
 from .numbers import refuse_inexact_integers as refuse_inexact_integers
 from .numbers import size as size

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, visible
+from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, visible, without_unweighted
 from .._types import ArrayLike, ReadoutMethod
 
 
@@ -99,7 +99,7 @@ def centred(
         x, y = astype(x, work), astype(y, work)
         w = None if weights is None else astype(weights, work)
         if w is not None:
-            x, y, w = without_unweighted(x, y, w)
+            (x, y), w = without_unweighted([x, y], w)
         means = None
         if bias:
             (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)
@@ -109,17 +109,6 @@ def centred(
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     return ReadoutProblem(x, y, w, l2, total, means, out, entries, method)
-
-
-def without_unweighted(x: mx.array, y: mx.array, w: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """``x``, ``y`` and ``w`` with zeros in place of NaN and Inf in rows of weight 0.
-
-    A product 0 * NaN would be NaN. The gradient of such a weight is 0; that of a weight 0 of a finite row is exact.
-    """
-    bad_x, bad_y = (mx.logical_and(w == 0, ~mx.all(mx.isfinite(v), axis=-1)) for v in (x, y))
-    x = mx.where(bad_x[..., None], mx.zeros_like(x), x)
-    y = mx.where(bad_y[..., None], mx.zeros_like(y), y)
-    return x, y, mx.where(mx.logical_or(bad_x, bad_y), mx.zeros_like(w), w)
 
 
 def _centre(x, w):
