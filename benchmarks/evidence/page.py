@@ -44,6 +44,8 @@ def block(study: str) -> str:
     for entry in found["tables"]:
         table = Table.from_dict(entry)
         lines += ["", caption(table), "", *markdown(table)]
+        lines += ["", "The search chose:", "", *(f"- {rival}: {note}" for rival, note in table.notes.items())] * bool(
+            table.notes)
     command = f"python -m benchmarks.evidence {study}"
     lines += ["", f"![{found['tables'][0]['title']}: differences to the reference](images/evidence_{study}.png)"]
     lines += ["", f"`{command}`: {found['seconds']} seconds, {found['machine']}, {found['date']}.", "", ""]
