@@ -2,7 +2,7 @@
 
 400 units and 3,000 training steps, the task of Jaeger (2001), who reports a normalized root mean square error of
 0.00028. The readout is solved for in closed form for every setting, and judged by free runs of 84 steps on series that
-the fit has not seen. Both searches try 48 settings: Jaeger's, a third from the whole space, the rest around the best so
+the fit has not seen. Both searches try 32 settings: Jaeger's, a third from the whole space, the rest around the best so
 far. What they found is judged on 20 reservoirs and 50 series that no search has seen.
 """
 
@@ -17,7 +17,7 @@ from .search import Log, draws
 from .table import Row, Table
 
 UNITS, TRAINING, WASHOUT = 400, 3000, 1000
-TRIALS, JUDGED, TESTS, VALID, WARM = 48, 20, 50, 20, 300
+TRIALS, JUDGED, TESTS, VALID, WARM = 32, 20, 50, 20, 300
 PUBLISHED = 0.00028
 SPACE = {"recurrent": Log(0.5, 1.6), "feedback": Log(0.2, 3.0), "bias": Log(0.05, 1.0), "leak": Log(0.2, 1.0),
          "decay": Log(0.1, 0.9), "l2": Log(1e-15, 1e-10)}

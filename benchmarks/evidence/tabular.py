@@ -24,8 +24,10 @@ from .search import Choice, Log, Split, draws, nested
 from .table import Row, Table
 
 BUDGET, STEPS, STARTS = 6, 60, 4
-LARGEST = 300  # rows with labels: of larger data sets a random sample is taken, to keep the study short
-HEADS = {"nn.Linear": "linear", "projected_loss": "projected", "loo_loss": "loo"}
+LARGEST = 200  # rows with labels: of larger data sets a random sample is taken, to keep the study short
+HEADS = {"nn.Linear": "linear", "projected_loss": "projected", "loo_loss": "loo",
+         "log_evidence": "evidence"}
+
 
 class Data(NamedTuple):
     x: np.ndarray  # (m, n)
