@@ -24,7 +24,7 @@ import mlx.core as mx
 from .._factor import newton
 from .._mlx.attach import attach
 from .._mlx.eager import visible
-from .._mlx.place import on_cpu
+from .._mlx.place import astype, on_cpu
 
 
 def through_numpy(fn, *args):
@@ -200,6 +200,21 @@ _cross_entropy = attach(
     lambda _, tangents, v, y: _cross(softmax(v) - y, tangents[0]),
     1, 1, 0,
 )
+
+
+def mean_cross_entropy(v, y, w):
+    """Mean :func:`cross_entropy` ``(...)`` in float64, weighted by ``w`` (..., m) or None.
+
+    Logits ``v`` and one-hot labels ``y`` (..., m, c) may be of any dtype. A row of weight 0 takes no part, even if its
+    logits are NaN.
+    """
+    with on_cpu():
+        v, y = astype(v, mx.float64), astype(y, mx.float64)
+        if w is None:
+            return mx.mean(cross_entropy(v, y), axis=-1)
+        w = astype(w, mx.float64)
+        v = mx.where((w != 0)[..., None], v, mx.zeros_like(v))
+        return mx.sum(w * cross_entropy(v, y), axis=-1) / mx.sum(w, axis=-1)
 
 
 # --- Leave-one-out ----------------------------------------------------------------------------------------------------

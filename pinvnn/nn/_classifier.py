@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .._mlx import astype, dtypes, large, on_cpu
+from .._rules import logistic
 from .._types import ArrayLike, Penalty, ReadoutMethod
 from ._calibration import calibrated
 from ._labels import LabelReadout
@@ -181,16 +182,9 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
     ) -> mx.array:
         """Mean cross-entropy of :meth:`loo_predictions` ``(...)``, weighted by ``weights`` and the class weights."""
         logits = self.loo_predictions(x, y, weights, removed)
-        _, targets, weights, _ = self._rows("loo_loss", x, y, weights)
-        with large(logits.dtype):
-            if weights is not None:
-                weights = weights.astype(logits.dtype)
-                logits = mx.where(weights[..., None] == 0, 0, logits)  # such a row takes no part, even if it holds NaN
-            right = mx.sum(mx.where(targets > 0, logits, 0), axis=-1)
-            loss = mx.logsumexp(logits, axis=-1) - right
-            if weights is None:
-                return mx.mean(loss, axis=-1)
-            return mx.sum(weights * loss, axis=-1) / mx.sum(weights, axis=-1)
+        rows, hot, weights = self._labelled_rows(f"{type(self).__name__}.loo_loss", x, y, weights)
+        loss = logistic.mean_cross_entropy(logits, hot, self._weighed(hot, weights, dtypes.working(rows)))
+        return astype(loss, logits.dtype)
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` whose output are the logits."""

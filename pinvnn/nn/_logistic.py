@@ -298,11 +298,7 @@ class LogisticReadout(LabelReadout):
     def loo_loss(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """Weighted mean cross-entropy of :meth:`loo_predictions`, ``(...)``. Class weights count."""
         p, logits = self._problem("loo_loss", x, y, weights), self._left_out("loo_loss", x, y, weights)
-        with on_cpu():
-            used = p.w != 0
-            logits = mx.where(used[..., None], logits, mx.zeros_like(logits))
-            loss = mx.sum(p.w * logistic.cross_entropy(logits, p.y), axis=-1) / mx.sum(p.w, axis=-1)
-            return loss.astype(p.out)
+        return astype(logistic.mean_cross_entropy(logits, p.y, p.w), p.out)
 
 
 def _predicted(p: _Rows, t: mx.array, x: mx.array) -> mx.array:

@@ -204,6 +204,18 @@ def test_leave_one_out_logits_and_their_loss(iris):
     assert unweighted.loo_loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_the_loss_of_float64_has_its_digits(size):
+    rng = np.random.default_rng(0)
+    x, labels = mx.array(rng.normal(size=(12, 3)), mx.float64), rng.integers(0, 3, size=12)
+    model = RidgeClassifier(3, 3)
+    model.scale = mx.array(size, mx.float64)
+    logits = np.array(model.loo_predictions(x, mx.array(labels)))
+    expected = -log_softmax(logits, axis=1)[np.arange(12), labels].mean()
+    assert model.loo_loss(x, mx.array(labels)).item() == pytest.approx(expected, rel=1e-14)
+
+
 def test_episodes_by_batch_dimensions_and_vmap():
     rng = np.random.default_rng(0)
     support, query = (mx.array(rng.normal(size=(5, m, 8)), mx.float32) for m in (6, 4))
