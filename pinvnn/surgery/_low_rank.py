@@ -66,24 +66,24 @@ def correction(weight: np.ndarray, quantized: np.ndarray, second: np.ndarray, ra
         norm: ``"activations"`` for C itself, ``"diagonal"`` for its diagonal, ``"plain"`` for the identity.
     """
     e = weight - quantized
-    u = _directions(e, second, min(rank, *e.shape), norm)
+    weighted = e @ second if norm == "activations" else e * (second.diagonal() if norm == "diagonal" else 1.0)
+    u = _directions(e, weighted, min(rank, *e.shape))
     a = u.T @ e
     # tr(K C E^T), which is tr(K C K^T) where U are eigenvectors: what a direction takes off the error. In other norms
     # |(E - K) x|^2 = tr(E C E^T) - sum_j u_j^T E C E^T u_j, too, since K is a projection of E from the left.
     removed = np.einsum("ij,ij->i", a @ second, a)
-    size, error = (float(np.einsum("ij,ij->", x @ second, x)) for x in (weight, e))
+    of_e = weighted if norm == "activations" else e @ second
+    size, error = (float(np.einsum("ij,ij->", a, b)) for a, b in ((weight @ second, weight), (of_e, e)))
     return Correction(u, a, size, error, removed)
 
 
-def _directions(e: np.ndarray, second: np.ndarray, rank: int, norm: Norm) -> np.ndarray:
-    """U ``(o, rank)``."""
+def _directions(e: np.ndarray, weighted: np.ndarray, rank: int) -> np.ndarray:
+    """U ``(o, rank)`` from E and E C."""
     basis = None
     if e.shape[0] > e.shape[1]:  # U lies in the range of E, whose dimension is n at most
         basis, e = np.linalg.qr(e)
-    if norm == "activations":
-        gram = e @ second @ e.T
-    else:
-        gram = (e * second.diagonal()) @ e.T if norm == "diagonal" else e @ e.T
+        weighted = basis.T @ weighted
+    gram = weighted @ e.T
     values, z = np.linalg.eigh((gram + gram.T) / 2)
     values, z = values[::-1], z[:, ::-1]
     kept = min(rank, int(np.sum(values > len(values) * dtypes.eps(mx.float64) * max(values[0], 0.0))))
