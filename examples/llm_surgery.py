@@ -30,7 +30,7 @@ OUTPUT = picture("llm_surgery")
 BITS, RANKS = ((2,), (2, 4)) if SMALL else ((2, 3), (8, 32, 64))
 NORMS: dict[Any, str] = {"plain": "SVD", "diagonal": "LQER", "activations": "exact"}
 PENALTIES = {"dropped": math.inf, "least squares": 0.0, "ridge": None}
-LAYER, ERASED = (2, 200) if SMALL else (15, 1000)
+LAYER, ERASED = (2, 200) if SMALL else (15, 700)
 SKIPS = (1, 2) if SMALL else (1, 2, 4, 8)
 
 
@@ -110,7 +110,7 @@ def shorten(folder: Path, data: Path) -> None:
 
 
 def erase(folder: Path, _: Path) -> None:
-    data = write_data(OUTPUT / "erase", {"train": ERASED, "valid": 30 if SMALL else 200})
+    data = write_data(OUTPUT / "erase", {"train": ERASED, "valid": 30 if SMALL else 150})
     source, valid = load(folder), data / "valid.jsonl"
     texts, labels = read(data, "train")
     held_out, true = read(data, "valid")

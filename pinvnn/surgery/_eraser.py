@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .._lm import Label, Pooling, versions, write_whole
+from .._lm import Label, Pooling, first_array, reporting, versions, write_whole
 from .._mlx import fail
 from ._layers import block_names
 
@@ -141,6 +141,38 @@ class Eraser(nn.Module):
         finally:
             self.remove(model)
 
+    def fold(self, model: nn.Module) -> nn.Module:
+        """Put the map of layer 0 into the embedding: each of its rows e becomes the mapped e, and no module is needed.
+
+        The map of another layer has no place in the weights: layers add to the state, and those before would read it.
+
+        Args:
+            model (nn.Module): As ``mlx_lm.load`` returns it; it is changed.
+
+        Returns:
+            nn.Module: ``model``.
+
+        Raises:
+            ValueError: The layer is not 0, the first decoder layer does not read the embedding as it is, or the model
+                uses the embedding for its outputs, too.
+        """
+        rule = "the map must be of layer 0, of a model that reads its embedding there alone and as it is"
+        embedding = _embedding(model, self._block(model)) if self.config.layer == 0 else None
+        if embedding is None:
+            fail("Eraser.fold", rule, f"layer {self.config.layer}", "Install it instead.")
+        before, token = embedding.weight, mx.zeros((1, 1), mx.int32)
+        expected = model(token)
+        try:
+            # Rows of other tokens matter only where the outputs come from the embedding, too.
+            embedding.weight = before * (mx.arange(before.shape[0]) == 0)[:, None]
+            tied = not mx.array_equal(model(token), expected)
+        finally:
+            embedding.weight = before
+        if tied:
+            fail("Eraser.fold", rule, "one with tied weights", "Install it instead.")
+        embedding.weight = self(before)
+        return model
+
     def _block(self, model: nn.Module) -> Any:
         """The decoder layer that the map follows, or for the embedding the one that it precedes."""
         names = block_names(model)
@@ -181,6 +213,23 @@ class Eraser(nn.Module):
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"[pinvnn.Eraser] {folder}: the folder must hold an eraser, but got: {reason}") from None
+
+
+def _embedding(model: nn.Module, first: nn.Module) -> Any:
+    """The embedding whose output is what the first decoder layer reads, or None."""
+    made: list[tuple[nn.Module, mx.array]] = []
+    read: list[mx.array | None] = []
+
+    def report(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if module is first:
+            read.append(first_array([*args, *kwargs.values()]))
+        else:
+            made.append((module, result))
+
+    embeddings = [module for module in model.modules() if type(module) is nn.Embedding]
+    with reporting([*embeddings, first], report):
+        model(mx.zeros((1, 1), mx.int32))
+    return next((module for module, result in made if any(result is x for x in read)), None)
 
 
 @cache

@@ -100,6 +100,27 @@ def test_the_embedding(loaded, texts):
         assert mx.allclose(hidden_states(model, tokens)[1], expected, atol=1e-5)
 
 
+def test_the_map_of_the_embedding_folds_into_it():
+    model, tokens = build("llama"), mx.array([Words().encode("some words and more")])
+    eraser = Eraser(EraserConfig("", "", 0, 32, "mean"), mx.eye(32) - 0.1, 0.1 * mx.ones((32,)))
+    with eraser.installed(model):
+        expected = model(tokens)
+    assert mx.allclose(eraser.fold(model)(tokens), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "message"),
+    [("llama", 1, "layer 1"), ("gemma", 0, "layer 0"), ("cohere2", 0, "one with tied weights")],
+)
+def test_other_maps_do_not_fold(family, layer, message):
+    model, tokens = build(family), mx.array([Words().encode("some words and more")])
+    plain = model(tokens)
+    eraser = Eraser(EraserConfig("", "", layer, 32, "mean"), mx.eye(32) - 0.1, mx.ones((32,)))
+    with pytest.raises(ValueError, match=f"the map must be of layer 0, .*but got {message}. Install it instead."):
+        eraser.fold(model)
+    assert mx.array_equal(model(tokens), plain)
+
+
 def test_gradients_go_through(loaded, texts):
     model, tokenizer = loaded
     tokens = mx.array([tokenizer.encode("the cat and the old dog")])
