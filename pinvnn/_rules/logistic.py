@@ -66,11 +66,17 @@ def softmax(v):
         return _softmax(v, e / _row_sums(e))
 
 
-_softmax = attach(
-    lambda p, bar, v: (_times_softmax(p, bar),),
-    lambda p, tangents, v: _times_softmax(p, tangents[0]),
-    1, 1,
-)
+def _softmax_vjp(p, bar, v):
+    with on_cpu():
+        return (_times_softmax(p, bar),)
+
+
+def _softmax_jvp(p, tangents, v):
+    with on_cpu():
+        return _times_softmax(p, tangents[0])
+
+
+_softmax = attach(_softmax_vjp, _softmax_jvp, 1, 1)
 
 
 # --- H^-1 b -----------------------------------------------------------------------------------------------------------
@@ -195,11 +201,17 @@ def cross_entropy(v, y):
         return _cross_entropy(v, y, newton.residual_and_loss(newton.Graph(), v, y)[1])
 
 
-_cross_entropy = attach(
-    lambda _, bar, v, y: (bar[..., None] * (softmax(v) - y),),
-    lambda _, tangents, v, y: _cross(softmax(v) - y, tangents[0]),
-    1, 1, 0,
-)
+def _cross_entropy_vjp(_, bar, v, y):
+    with on_cpu():
+        return (bar[..., None] * (softmax(v) - y),)
+
+
+def _cross_entropy_jvp(_, tangents, v, y):
+    with on_cpu():
+        return _cross(softmax(v) - y, tangents[0])
+
+
+_cross_entropy = attach(_cross_entropy_vjp, _cross_entropy_jvp, 1, 1, 0)
 
 
 def mean_cross_entropy(v, y, w):

@@ -133,8 +133,9 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         """
         rows, hot, given = self._labelled_rows(f"{type(self).__name__}.fit", x, y, weights)
         w = self._weighed(hot, given, dtypes.working(rows))
-        w = mx.ones(hot.shape[:-1], stream=mx.cpu) if w is None else w
-        self._check_labels(y, hot, astype(w, mx.float64) != 0)
+        with on_cpu():
+            w = mx.ones(hot.shape[:-1]) if w is None else w
+            self._check_labels(y, hot, w != 0)
         super().fit(x, y, weights)
         many = given is not None and rows.shape[0] * rows.size > _LARGEST_CALIBRATION
         scores = super().loo_predictions(x, y, weights) if many else self._left_out("fit", x, y, weights)

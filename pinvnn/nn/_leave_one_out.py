@@ -35,7 +35,8 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], Re
             return mx.zeros(mx.broadcast_shapes(p.a.shape[:-2], p.b.shape[:-2]) + p.b.shape[-2:], mx.float64)
     q = per_target(p)
     if q is not p and part is not None:
-        part = part[..., None, :]
+        with on_cpu():
+            part = part[..., None, :]
     e = _dual(q) if q.dual_is_smaller else _primal(q, part, in_float64)
     return e if q is p else merged(e)
 
@@ -204,7 +205,9 @@ def left_out_of_balanced(
     for rows in (slice(i, i + step) for i in range(0, m, step)):
         with on_cpu():
             of_rows = w[..., rows, :]
-        found.append(predict(problem(of_rows), x[..., rows, None, :]))
+        with large(x.dtype):
+            own = x[..., rows, None, :]
+        found.append(predict(problem(of_rows), own))
     with large(x.dtype):
         return mx.concatenate(found, axis=-3)[..., 0, :] if found else mx.zeros((*batch, *y.shape[-2:]), x.dtype)
 

@@ -417,7 +417,8 @@ class LeastSquaresReadout(Readout):
         problems = self._problems(method, x, y, weights, mask, exact=True)
         part = self._part(method, weights, removed)
         if part is not None and problems.stacked:
-            part = part[..., None, :]
+            with on_cpu():
+                part = part[..., None, :]
         return problems, [
             errors(p, part, lambda i=i: problems.centre(i, True)) for i, p in enumerate(problems.centred)
         ]
