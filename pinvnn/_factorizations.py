@@ -16,7 +16,7 @@ import mlx.core as mx
 from ._factor.full_rank import Certified, factor_of_inverse, full_rank, inverse_by_lu, with_vectors
 from ._factor.rank import default_rtol
 from ._factor.ridge_inverse import inverse_of_ridge
-from ._factor.ridge_values import Route, solution
+from ._factor.ridge_values import RidgeInverse, Route, solution
 from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._factor.values import (
     adjoint_value,
@@ -29,11 +29,14 @@ from ._factor.values import (
     square_value,
 )
 from ._mlx import dtypes
+from ._mlx.blocks import times
 from ._mlx.complex import h, stack, unstack
 from ._mlx.place import CPU, astype, large, on_cpu
+from ._rules.envelope import objective_at_minimum
 from ._rules.logdet import logdet
 from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
 from ._rules.products import gram_handle
+from ._rules.residuals import exact_residual, sums_of_squares
 from ._rules.ridge import penalized_inverse
 from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
@@ -79,6 +82,11 @@ class Factorization:
         f = self.vectors
         with on_cpu():  # B A^H D
             return _times_weights(inverse(gram_handle(self.a, self.w, f), stack(h(self.a)), f), f.r, self.a, self.w)
+
+    def residuals(self, b: mx.array, x: mx.array) -> mx.array:
+        """Weighted sums of squared residuals ``(..., k)``, float64, of the stacked solution ``x`` for ``b``."""
+        w = None if self.w is None else astype(self.w, mx.float64)
+        return sums_of_squares(exact_residual(self.a, b, x), w, self.a.dtype)
 
     @property
     def singular_values(self) -> mx.array:
@@ -154,6 +162,17 @@ class FullRank(Factorization):
             value = full_rank_solve_value(self.a, b, self.w, known)
             return attach_solve(self.a, b, self.w, None, known.right, value)
         return attach_adjoint(self.tall, b, known.right, full_rank_adjoint_value(self.tall, b, known))
+
+    def residuals(self, b, x):
+        # The solution is a minimizer: nothing is solved for the gradient.
+        if self.tall is not self.a or self.a.dtype == mx.complex64:
+            return super().residuals(b, x)
+        with on_cpu():
+            v, s, kept, r = self._known.right
+            right = RightFactor(v[..., None, :, :], s[..., None, :], kept[..., None, :], r[..., None, :, :])
+            x, none = mx.stop_gradient(x), mx.zeros((1, 1), mx.float64)
+            ax = times(self.a, x, rounded=False)
+            return objective_at_minimum(self.a, b, self.w, none, RidgeInverse(right, "feature"), x, ax)
 
     def tall_pinv(self):
         return attach_pinv(self.tall, self._known.right, full_rank_pinv_value(self.tall, self._known, self._verified))

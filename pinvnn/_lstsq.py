@@ -7,9 +7,8 @@ from ._factorizations import factor_problem
 from ._mlx import checks, dtypes
 from ._mlx.complex import real_and_imaginary, stack, unstack
 from ._mlx.linear_problem import linear_problem
-from ._mlx.place import large, on_cpu
-from ._rules.products import weigh
-from ._rules.residuals import exact_residual
+from ._mlx.place import astype, large, on_cpu
+from ._rules.residuals import sums_of_squares
 from ._rules.spectral import inverse
 from ._types import ArrayLike, LstsqResult, Method, Stream, Tolerance
 
@@ -87,14 +86,20 @@ def lstsq(
         a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
         if a.size == 0 or 0 in whole:
             x, ranks, s = _empty(a, (*whole, a.shape[-1], b.shape[-1]))
-            residuals = _sums_of_squares(real_and_imaginary(mx.broadcast_to(b, (*whole, *b.shape[-2:]))), weights, work)
+            w = None if weights is None else astype(weights, mx.float64)
+            with on_cpu():
+                rest = real_and_imaginary(mx.broadcast_to(b, (*whole, *b.shape[-2:])))
+            residuals = sums_of_squares(rest, w, work)
         else:
             some = b if b.shape[-1] else None
             f = factor_problem(a, weights, rtol, atol, method, some)
-            x = mx.zeros((*whole, a.shape[-1], 0), work) if some is None else f.solve(b)
-            ranks, s, x = f.rank, f.singular_values, stack(x)
-            residuals = _sums_of_squares(exact_residual(a, b, x), weights, work)
-            x = unstack(x, work)
+            ranks, s = f.rank, f.singular_values
+            if some is None:
+                x, residuals = mx.zeros((*whole, a.shape[-1], 0), work), mx.zeros((*whole, 0), s.dtype)
+            else:
+                x = stack(f.solve(b))
+                residuals, x = f.residuals(b, x), unstack(x, work)
+        residuals = astype(residuals, dtypes.real(work))
         x = x.astype(out)
         if vector:
             x, residuals = x.squeeze(-1), residuals.squeeze(-1)
@@ -106,20 +111,6 @@ def _empty(a: mx.array, shape) -> tuple[mx.array, mx.array, mx.array]:
     real = dtypes.real(a.dtype)
     least = min(a.shape[-2:])
     return mx.zeros(shape, a.dtype), mx.zeros(a.shape[:-2], mx.int32), mx.zeros((*a.shape[:-2], least), real)
-
-
-def _sums_of_squares(rest: mx.array, weights: mx.array | None, dtype: mx.Dtype) -> mx.array:
-    """Weighted sums of squares of float64 rows ``(..., m, k)``, or [Re | Im], of a ``dtype``: ``(..., k)``."""
-    with on_cpu():
-        if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
-            sums = mx.zeros((*rest.shape[:-2], rest.shape[-1]), mx.float64)
-        else:
-            weights = None if weights is None else weights.astype(mx.float64)
-            sums = mx.sum(weigh(weights, rest * rest), axis=-2)
-        if dtype == mx.complex64:
-            re, im = mx.split(sums, 2, axis=-1)
-            sums = re + im
-        return sums.astype(dtypes.real(dtype))
 
 
 def normal_lstsq(gram_matrix: mx.array, rhs: mx.array, rtol: mx.array | float | None = None) -> mx.array:

@@ -70,17 +70,17 @@ def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = 
         return [fold(product) if a.dtype == mx.complex64 else product for product in products]
 
 
-def evaluated_times(a: mx.array, x: mx.array) -> mx.array:
+def evaluated_times(a: mx.array, x: mx.array, rounded: bool = True) -> mx.array:
     """:func:`times` of visible arrays; large real ones are evaluated by NumPy, without a graph."""
     if a.dtype == mx.complex64 or a.size * x.shape[-1] < _LEAST_FOR_NUMPY:
-        return times(a, x)
+        return times(a, x, rounded)
     import numpy as np
 
     mx.eval(a, x)
     left, right = np.asarray(a), np.asarray(x)
-    out = np.empty((*left.shape[:-1], right.shape[-1]), left.dtype)
+    out = np.empty((*left.shape[:-1], right.shape[-1]), left.dtype if rounded else np.float64)
     with np.errstate(all="ignore"):
         for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
             rows = slice(i, i + ROWS_PER_BLOCK)
             out[..., rows, :] = left[..., rows, :].astype(np.float64) @ right
-    return mx.array(out, a.dtype)
+    return mx.array(out, a.dtype if rounded else mx.float64)

@@ -13,6 +13,9 @@ import mlx.core as mx
 from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
 from .._mlx.attach import attach
+from .._mlx.blocks import times
+from .._mlx.complex import real_and_imaginary
+from .._mlx.eager import evaluated_times, visible
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import total
@@ -50,13 +53,21 @@ def smallest_objective(
     inverse, hints = inverse_of_ridge(a, w, l2, route, entries, b, method)
     with on_cpu():  # Stopped: else a zero cotangent would meet the infinite slope of sqrt at weight 0, and be NaN.
         dual = route == "dual"
-        x = mx.stop_gradient(
-            dual_solution(a, b, w, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, hints)
-        )
-        ax = mx.stop_gradient(exact_product(a, x))
-        rest = exact_residual(a, b, x, ax)
-        fit = weigh(None if w is None else astype(w, mx.float64), rest * rest)
-        value = mx.sum(fit, axis=-2) + mx.sum(l2 * x * x, axis=-2)
+        x = dual_solution(a, b, w, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, hints)
+        x = mx.stop_gradient(x)
+        ax = (evaluated_times if visible(a, x) else times)(a, x, rounded=False)
+        return objective_at_minimum(a, b, w, l2, inverse, x, ax)
+
+
+def objective_at_minimum(
+    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, inverse: RidgeInverse, x: mx.array, ax: mx.array
+) -> mx.array:
+    """The objective ``(..., k)``, float64, where its minimizer ``x`` and ``ax`` = A x are known."""
+    with on_cpu():
+        x, ax = mx.stop_gradient(x), mx.stop_gradient(ax)
+        rest = real_and_imaginary(b) - ax
+        value = mx.sum(weigh(None if w is None else astype(w, mx.float64), rest * rest), axis=-2)
+        value = value + mx.sum(l2 * x * x, axis=-2)
         return _envelope(a, b, w, l2, inverse, x, ax, value)
 
 

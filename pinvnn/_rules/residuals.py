@@ -33,6 +33,19 @@ def exact_residual(a: mx.array, b: mx.array, x: mx.array, ax: mx.array | None = 
         return real_and_imaginary(b) - exact_product(a, x, ax)
 
 
+def sums_of_squares(rest: mx.array, w: mx.array | None, dtype: mx.Dtype) -> mx.array:
+    """``sum_i w_i |r_i|^2`` (..., k) of float64 residuals ``(..., m, k)``, or [Re | Im] if the ``dtype`` is complex."""
+    with on_cpu():
+        if rest.size == 0:  # MLX may never return from a sum over the zero rows of a transposed array.
+            sums = mx.zeros((*rest.shape[:-2], rest.shape[-1]), mx.float64)
+        else:
+            sums = mx.sum(rest * rest if w is None else w[..., None] * rest * rest, axis=-2)
+        if dtype == mx.complex64:
+            re, im = mx.split(sums, 2, axis=-1)
+            sums = re + im
+        return sums
+
+
 def exact_product(a: mx.array, x: mx.array, value: mx.array | None = None) -> mx.array:
     """``a x``, likewise."""
     return _product(a, x, times(a, x, rounded=False) if value is None else value)
