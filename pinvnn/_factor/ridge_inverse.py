@@ -110,12 +110,14 @@ def inverse_of_ridge(
 
 def in_range(f: RightFactor, l2: mx.array) -> RightFactor:
     """``f`` with r at most 1 / |L|^(1/2): else r^2 l2 would overflow for an A that is tiny beside L."""
-    most = mx.sqrt(mx.max(mx.where(l2 > 0, l2, mx.zeros_like(l2)), axis=(-2, -1), keepdims=True))
-    less = mx.minimum(power_of_two(most * f.r, mx.float64), 1)
-    r = f.r * less
-    # The handle of the Gram matrix has the batch of V: were that smaller than that of r, cotangents would count twice.
-    v = mx.broadcast_to(f.v, (*r.shape[:-2], *f.v.shape[-2:]))
-    return f._replace(v=v, s=mx.stop_gradient(f.s * less[..., 0]), r=mx.stop_gradient(r))
+    with on_cpu():
+        most = mx.sqrt(mx.max(mx.where(l2 > 0, l2, mx.zeros_like(l2)), axis=(-2, -1), keepdims=True))
+        less = mx.minimum(power_of_two(most * f.r, mx.float64), 1)
+        r = f.r * less
+        # The handle of the Gram matrix has the batch of V: were that smaller than that of r, cotangents would count
+        # twice.
+        v = mx.broadcast_to(f.v, (*r.shape[:-2], *f.v.shape[-2:]))
+        return f._replace(v=v, s=mx.stop_gradient(f.s * less[..., 0]), r=mx.stop_gradient(r))
 
 
 def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHints] | None:

@@ -5,6 +5,7 @@ import mlx.core as mx
 from .._mlx.blocks import cross, times
 from .._mlx.complex import h, stack
 from .._mlx.eager import evaluated_times
+from .._mlx.matmul import matmul
 from .._mlx.place import large, on_cpu
 from .full_rank import Certified
 from .right_factor import RightFactor
@@ -40,7 +41,7 @@ def pinv_value(a: mx.array, f: RightFactor, left: mx.array | None = None, produc
         with on_cpu():
             right = (scaled_vectors(f, 1) * f.r).astype(left.dtype)
         with large(left.dtype):
-            return right @ left.mT
+            return matmul(right, left.mT)
     with on_cpu():
         columns = f.v.shape[-1] // (2 if a.dtype == mx.complex64 else 1)
         inverse = scaled_vectors(f, 2) @ f.v[..., :columns, :].mT

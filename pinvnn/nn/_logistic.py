@@ -171,7 +171,8 @@ class LogisticReadout(LabelReadout):
             empty = np.flatnonzero(counts == 0)
             if len(empty):
                 self._fail("every class must have a row", f"none of class {empty[0]}", "Drop it, or bias=False.", "fit")
-        found = logistic.through_numpy(newton.minimize, p.a, p.y, p.w, p.l2)
+        with on_cpu():
+            found = logistic.through_numpy(newton.minimize, p.a, p.y, p.w, p.l2)
         self._steps = found.steps
         with on_cpu():
             t = mx.array(found.t, dtype=mx.float64)

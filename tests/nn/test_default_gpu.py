@@ -27,6 +27,7 @@ METHODS = {
     "projected_loss": lambda r, x, y, w: r.projected_loss(x, y, w),
     "loo_loss": lambda r, x, y, w: r.loo_loss(x, y, w),
     "loo_loss, wide": lambda r, x, y, w: r.loo_loss(x[:2], y[:2]),
+    "loo_loss, few": lambda r, x, y, w: r.loo_loss(x[:4], y[:4]),
     "unit": lambda r, x, y, w: r.loo_predictions(x, y, w, removed="unit"),
     "gcv": lambda r, x, y, w: r.gcv(x, y, w),
     "uncertainty": lambda r, x, y, w: r.uncertainty(x, y, w).predictive_std(x),

@@ -12,6 +12,8 @@ from pinvnn.nn import LeastSquaresReadout
 from pinvnn.nn._evidence import log_gamma
 from pinvnn.testing import adjoint_check, gradcheck
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 SHAPES = {"tall": (12, 3, 2), "wide": (4, 7, 2), "square": (5, 5, 1)}
 # By the number of features n and of targets k.
 PENALTIES = {

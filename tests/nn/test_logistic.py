@@ -11,6 +11,8 @@ from pinvnn._factor import newton
 from pinvnn.nn import LogisticReadout
 from pinvnn.testing import adjoint_check, gradcheck
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 LOADERS = {"iris": load_iris, "wine": load_wine}
 TOLERANCE = {mx.float64: 1e-7, mx.float32: 2e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 

@@ -47,6 +47,7 @@ def by_hand(m, x):
 OPTIONS = [{}, {"bias": True}, {"forget": False}, {"learn_l2": False, "l2": 0.1}, {"l2": 0.01}]
 
 
+@pytest.mark.usefixtures("on_cpu")  # the projections are products of the user's network
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_is_a_ridge_regression_at_every_position(options):
     m, x = layer(**options), inputs()

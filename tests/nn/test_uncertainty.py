@@ -11,6 +11,8 @@ from sklearn.linear_model import BayesianRidge
 from pinvnn.nn import LeastSquaresReadout
 from pinvnn.testing import gradcheck
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 N, K, M = 3, 2, 20
 
 
