@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .lapack import cholesky, tri_inv
+from .lapack import cholesky, thin_svd, tri_inv
+from .right_factor import power_of_two
 
 # Largest (N c) for which the Hessian is formed and factored; conjugate gradients beyond.
 DENSE = 1200
@@ -75,6 +76,11 @@ class NumPy:
                 return self.np.full_like(b, math.nan)
             return self.np.stack([self.solve(*one) for one in zip(k, b, strict=True)])
 
+    def left_factor(self, a):
+        """Orthonormal columns Q and a square R with ``a`` = Q R, for tall finite ``a``."""
+        q, s, vt = self.np.linalg.svd(a, full_matrices=False)
+        return q, s[..., :, None] * vt
+
 
 class Graph:
     """MLX arrays in a graph, on the CPU stream of the caller."""
@@ -99,6 +105,13 @@ class Graph:
         """``k^-1 b`` of positive definite ``k``."""
         inverse = tri_inv(Graph.cholesky(k))
         return inverse.mT @ (inverse @ b)
+
+    @staticmethod
+    def left_factor(a):
+        """Orthonormal columns Q and a square R with ``a`` = Q R, for tall finite ``a``."""
+        r = power_of_two(mx.max(mx.abs(a), axis=(-2, -1), keepdims=True), mx.float64)
+        q, s, v = thin_svd(a * r)
+        return q, s[..., :, None] * v.mT / r
 
 
 def _t(x):
@@ -125,6 +138,41 @@ def free_features(xp, l2):
 def without_common_shift(xp, b, free):
     """``b`` (..., N, c) less its mean over the classes where the feature is free."""
     return b - free * xp.mean(b, axis=-1, keepdims=True)
+
+
+# --- The penalty, and few rows ----------------------------------------------------------------------------------------
+# Where all features have the same penalty, l2 has one row for them, and another one for the intercept if there is one.
+# With fewer rows m than features the minimizer is then a combination of rows, A^T X. An orthonormal basis Q of the row
+# space leaves a problem with m features, A Q; in the null space of A, H is the penalty alone.
+
+
+def penalty_of_all(xp, l2, n):
+    """``l2`` (..., 1, 2 or n, 1 or c) with a row for each of ``n`` columns of A."""
+    rows = l2.shape[-2]
+    if rows == n:
+        return l2
+    features = xp.broadcast_to(l2[..., :1, :], (*l2.shape[:-2], n - rows + 1, l2.shape[-1]))
+    return features if rows == 1 else xp.concatenate([features, l2[..., 1:, :]], axis=-2)
+
+
+def _features_beyond_rows(a, l2):
+    """The number of features if the problem is solved in its row space, else 0."""
+    n = a.shape[-1] - l2.shape[-2] + 1
+    return n if l2.shape[-2] < a.shape[-1] and a.shape[-2] < n else 0
+
+
+def _in_row_space(xp, a, n):
+    """A Q with the intercept's column, and Q ``(..., n, m)``; NaN where A is not finite."""
+    x = _t(a[..., :n])
+    finite = xp.isfinite(xp.sum(xp.abs(x), axis=(-2, -1), keepdims=True))
+    q, r = xp.left_factor(xp.where(finite, x, xp.zeros_like(x)))
+    r = xp.where(finite, r, r * math.nan)
+    return xp.concatenate([_t(r), a[..., n:]], axis=-1), q
+
+
+def _from_row_space(xp, q, t):
+    m = q.shape[-1]
+    return xp.concatenate([q @ t[..., :m, :], t[..., m:, :]], axis=-2)
 
 
 # --- H^-1 -------------------------------------------------------------------------------------------------------------
@@ -215,6 +263,17 @@ def solve_hessian(xp, a, w, p, l2, b, tolerance=1e-10, bound=None):
     NaN where conjugate gradients do not converge.
     """
     n, c = b.shape[-2:]
+    features = _features_beyond_rows(a, l2)
+    if features:
+        small, q = _in_row_space(xp, a, features)
+        inside = _t(q) @ b[..., :features, :]
+        outside = b[..., :features, :] - q @ inside
+        rest = l2[..., :1, :] + 0 * outside
+        outside = xp.where(rest > 0, outside / xp.where(rest > 0, rest, xp.ones_like(rest)), rest * math.nan)
+        inside = xp.concatenate([inside, b[..., features:, :]], axis=-2)
+        x = _from_row_space(xp, q, solve_hessian(xp, small, w, p, l2, inside, tolerance))
+        return xp.concatenate([x[..., :features, :] + outside, x[..., features:, :]], axis=-2)
+    l2 = penalty_of_all(xp, l2, n)
     b = without_common_shift(xp, b, free_features(xp, l2))
     if n * c <= DENSE:
         return _dense_solve(xp, a, w, p, l2, b)
@@ -232,9 +291,15 @@ def minimize(xp, a, y, w, l2) -> Fitted:
         a: Rows, ``(..., m, N)``, float64 like all others.
         y: One-hot labels, ``(..., m, c)``.
         w: Weights, ``(..., m)``.
-        l2: Penalty ``(..., N, 1 or c)``.
+        l2: Penalty ``(..., N, 1 or c)``, or compact, see :func:`penalty_of_all`.
     """
     n, c = a.shape[-1], y.shape[-1]
+    features = _features_beyond_rows(a, l2)
+    if features:
+        small, q = _in_row_space(xp, a, features)
+        found = minimize(xp, small, y, w, l2)
+        return found._replace(t=_from_row_space(xp, q, found.t))
+    l2 = penalty_of_all(xp, l2, n)
     batch = tuple(a.shape[:-2])
     large = n * c > DENSE
     bound = Bound(xp, a, w, l2) if large else None

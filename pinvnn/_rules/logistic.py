@@ -89,7 +89,7 @@ def hessian_solve(a, w, p, l2, b, look=True):
         a: ``(..., m, N)``.
         w: ``(..., m)``.
         p: Probabilities ``(..., m, c)``.
-        l2: ``(..., N, 1 or c)``.
+        l2: ``(..., N, 1 or c)``, or compact: see ``newton.penalty_of_all``.
         b: ``(..., N, c)``.
         look: Whether values may be evaluated. A jvp rule must not: what it is given is no tracer any more, so that an
             evaluation would cut it off from an outer transformation, whose derivative would be 0.
@@ -124,13 +124,22 @@ def _solve_jvp(z, tangents, a, w, p, l2, b):
         if dp is not None:
             rows.append(weight * (dp * v - dp * _row_sums(p * v) - p * _row_sums(dp * v)))
         parts += [-(a.mT @ row) for row in rows]
-        parts += [] if dl is None else [-dl * z]
+        parts += [] if dl is None else [-_of_all(dl, z) * z]
         return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
 
 
+def _of_all(l2, t):
+    """``l2`` with a row for each row of ``t``."""
+    return newton.penalty_of_all(mx, l2, t.shape[-2])
+
+
 def _like_penalty(x, l2):
-    """Summed over the classes where one penalty serves all."""
-    return _row_sums(x) if l2.shape[-1] == 1 and x.shape[-1] != 1 else x
+    """The adjoint of :func:`_of_all`; summed over the classes, too, where one penalty serves all."""
+    x = _row_sums(x) if l2.shape[-1] == 1 and x.shape[-1] != 1 else x
+    if l2.shape[-2] == x.shape[-2]:
+        return x
+    n = x.shape[-2] - l2.shape[-2] + 1
+    return mx.concatenate([mx.sum(x[..., :n, :], axis=-2, keepdims=True), x[..., n:, :]], axis=-2)
 
 
 _hessian_solve = attach(_solve_vjp, _solve_jvp, 2, 1, 2, 2, 2, 2)
@@ -146,7 +155,7 @@ def minimizer(a, y, w, l2):
         a: Rows ``(..., m, N)``.
         y: One-hot labels ``(..., m, c)``; no gradient.
         w: Weights ``(..., m)``.
-        l2: Penalty ``(..., N, 1 or c)``.
+        l2: Penalty ``(..., N, 1 or c)``, or compact: see ``newton.penalty_of_all``.
     """
     with on_cpu():
         return attach_minimizer(a, y, w, l2, _value(lambda *args: newton.minimize(*args).t, a, y, w, l2))
@@ -178,7 +187,7 @@ def _minimizer_jvp(t, tangents, a, w, l2, y):
         if dw is not None:
             parts.append(-(a.mT @ (dw[..., None] * miss)))
         if dl is not None:
-            parts.append(-dl * t)
+            parts.append(-_of_all(dl, t) * t)
         return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
 
 
@@ -192,7 +201,7 @@ def objective(a, y, w, l2, t):
     """F ``(...)``, differentiable in all but ``y``."""
     with on_cpu():
         fit = mx.sum(w * cross_entropy(a @ t, y), axis=-1)
-        return fit + mx.sum(l2 * t * t, axis=(-2, -1)) / 2
+        return fit + mx.sum(_of_all(l2, t) * t * t, axis=(-2, -1)) / 2
 
 
 def cross_entropy(v, y):
@@ -301,6 +310,7 @@ def one_step_without(a, y, w, l2, t):
         v = a @ t
         p = softmax(v)
         (rows, n), c, batch = a.shape[-2:], p.shape[-1], p.shape[:-2]
+        l2 = newton.penalty_of_all(mx, l2, n)
         g = inverse(newton.curvature(newton.Graph(), a, w, p, l2)).reshape(*batch, c, n, c, n)
         g = mx.swapaxes(g, -3, -2).reshape(*batch, c * c, n, n)
         left = a[..., None, :, :]
@@ -340,7 +350,7 @@ def _smallest_jvp(_, tangents, a, w, l2, y, value):
         if dw is not None:
             parts.append(mx.sum(dw * cross_entropy(v, y), axis=-1))
         if dl is not None:
-            parts.append(mx.sum(dl * t * t, axis=(-2, -1)) / 2)
+            parts.append(mx.sum(_of_all(dl, t) * t * t, axis=(-2, -1)) / 2)
         return sum(parts[1:], parts[0])
 
 

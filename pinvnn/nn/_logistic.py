@@ -29,7 +29,7 @@ class _Rows(NamedTuple):
         a: Features about ``mean``, and a column of ones for the intercept, ``(..., m, N)``.
         y: One-hot labels ``(..., m, c)``; NaN for a label that is no class.
         w: Weights ``(..., m)``, NaN where there is no minimizer for want of a class.
-        l2: Penalty ``(N, 1 or c)``.
+        l2: Penalty ``(1, 2 or N, 1 or c)``: one row for all features if they share it, and one of 0 for the intercept.
         mean: ``(..., 1, n)``, or None without an intercept. A constant: no shift changes the fit.
         out: The dtype of results.
     """
@@ -140,7 +140,7 @@ class LogisticReadout(LabelReadout):
             w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
             l2 = self._penalty()
             l2 = mx.zeros((1, 1), mx.float64) if l2 is None else l2
-            l2 = mx.broadcast_to(mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2), (x.shape[-1], l2.shape[-1]))
+            l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
             mean = None
             if "bias" in self:
                 mean = mx.stop_gradient(_mean(x, w))

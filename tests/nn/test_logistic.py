@@ -134,6 +134,40 @@ def test_conjugate_gradients_agree_with_the_factored_hessian(monkeypatch, l2):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7 * np.abs(one).max())
 
 
+@pytest.mark.parametrize("l2", [1e-4, 0.5, "class"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fewer_rows_than_features_are_solved_in_the_row_space(l2, bias):
+    rng = np.random.default_rng(21)
+    x, y = rng.normal(size=(3, 6, 9)) + 1, np.array([0, 1, 2, 0, 1, 2])
+    x[1, 3] = x[1, 0]  # a row twice
+    l2 = np.array([0.2, 0.5, 1.0]) if l2 == "class" else l2
+    by_feature = np.broadcast_to(l2, (9, 3)) if np.ndim(l2) else np.full((9, 1), l2)
+
+    def loss(x, l2):
+        readout = LogisticReadout(9, 3, l2=1.0, learn_l2=True, bias=bias)
+        readout.log_l2 = mx.log(l2)
+        weight, bias_ = readout.solve(x, mx.broadcast_to(mx.array(y), (*x.shape[:-2], 6)))
+        total = (weight * mx.sin(mx.arange(27.0)).reshape(3, 9)).sum()
+        return total if bias_ is None else total + (bias_ * mx.array([1.0, 2.0, 4.0])).sum()
+
+    both = mx.value_and_grad(loss, argnums=(0, 1))
+    wanted, (x_bar, l2_bar) = both(wide(x), wide(by_feature))
+    l2_bar = l2_bar.sum(axis=0) if np.ndim(l2) else l2_bar.sum()
+    for fn in (both, mx.compile(both)):
+        value, bars = fn(wide(x), wide(l2))
+        np.testing.assert_allclose(np.array(value), np.array(wanted), rtol=1e-8)
+        for bar, want in zip(bars, (x_bar, l2_bar), strict=True):
+            np.testing.assert_allclose(np.array(bar), np.array(want), rtol=1e-7, atol=1e-8 * np.abs(want).max())
+    mapped = mx.vmap(lambda x: loss(x, wide(l2)))(wide(x))
+    np.testing.assert_allclose(np.array(mapped.sum()), np.array(wanted), rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["adapt", "projected_loss"])
+def test_derivatives_with_fewer_rows_than_features(method):
+    x, y, w = blobs(22, rows=4, features=6)
+    gradcheck(as_function(method, mx.array(y)), wide(x), wide(w), wide(-0.5), order=2)
+
+
 # --- Derivatives ------------------------------------------------------------------------------------------------------
 
 METHODS = ["solve", "adapt", "projected_loss", "loo_predictions", "loo_loss"]
