@@ -1,11 +1,13 @@
-"""Few-shot classification of digits that training never saw, by a ridge classifier in closed form.
+"""Few-shot classification of digits that training never saw, by readouts that are fitted in the forward pass.
 
     python examples/few_shot.py
 
 Backbones are trained on the digits 0 to 5, whose turned and mirrored images are classes of their own (48 classes), and
-tested on 6 to 9: from K examples of each, tell the rest apart. Four ways:
+tested on 6 to 9: from K examples of each, tell the rest apart. Five ways:
 
 - ridge: episodes through RidgeClassifier.adapt, end to end (R2-D2, Bertinetto et al. 2019);
+- logistic: the same by LogisticReadout.adapt (LRD2 of the same paper, but with the exact fit and its exact gradient in
+  place of a few steps of Newton's method);
 - prototypes: episodes by the distance to the class means (Snell et al. 2017), end to end;
 - linear head: the backbone trained by cross-entropy on the 48 classes; in an episode, a new linear layer on its
   features, trained by 100 steps of Adam;
@@ -23,7 +25,7 @@ import numpy as np
 from _common import SMALL, digits, picture, spread
 from tqdm import tqdm
 
-from pinvnn.nn import RidgeClassifier
+from pinvnn.nn import LogisticReadout, RidgeClassifier
 
 SEEN, WAYS, SHOTS, QUERIES, FEATURES = 48, 4, (1, 5), 10, 256
 
@@ -70,6 +72,15 @@ class Ridge(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone(), RidgeClassifier(features, WAYS, l2=1.0, learn_l2=True)
         self.head.scale = mx.array(5.0)  # to start with; it is trained
+
+    def logits(self, support, labels, query):
+        return self.head.adapt(support, mx.broadcast_to(labels, support.shape[:2]), query)
+
+
+class Logistic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = backbone(), LogisticReadout(FEATURES, WAYS, l2=1.0, learn_l2=True)
 
     def logits(self, support, labels, query):
         return self.head.adapt(support, mx.broadcast_to(labels, support.shape[:2]), query)
@@ -148,7 +159,7 @@ def train(kind, seed, seen, new, tests, args, bar):
         bar.update()
 
 
-KINDS = {"ridge": Ridge, "prototypes": Prototypes, "linear head": LinearHead}
+KINDS = {"ridge": Ridge, "logistic": Logistic, "prototypes": Prototypes, "linear head": LinearHead}
 
 
 def main():
