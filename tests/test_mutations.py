@@ -41,6 +41,7 @@ EQUIVALENT = {
     **{("causal", rule, "l2"): "its slope does not depend on it" for rule in ("_vjp", "_jvp")},
     ("logistic", "softmax", "mx.max(v, axis=-1, keepdims=True)"): "a shift of all logits changes nothing",
     ("logistic", "inverse", "0 * k"): "zero has no sign",
+    ("logistic", "_like_penalty", "x[..., n:, :]"): "the penalty of the intercept is constant",
     ("decayed", "decay_matrix", "mx.zeros_like(first)"): "zero has no sign",
     ("decayed", "prefix", "mx.zeros_like(ends[..., :1, :])"): "zero has no sign",
     ("decayed", "states", "mx.ones_like(faded[..., :1])"): "the decay before the start, of a sum that is zero",
@@ -343,7 +344,8 @@ def numpy_logistic(a, w, l2):
         p = np.exp(a @ t)
         p /= p.sum(axis=1, keepdims=True)
         s = w[:, None, None] * (p[:, :, None] * eye - p[:, :, None] * p[:, None, :])
-        hessian = np.einsum("ij,icd,ik->jckd", a, s, a).reshape(n * c, n * c) + l2 * np.eye(n * c)
+        hessian = np.einsum("ij,icd,ik->jckd", a, s, a).reshape(n * c, n * c)
+        hessian += np.diag(np.broadcast_to(l2, (n, c)).ravel())
         inverse = np.linalg.inv(hessian)
         t = t - (inverse @ (a.T @ (w[:, None] * (p - LABELS)) + l2 * t).ravel()).reshape(n, c)
     return t, p, s, inverse.reshape(n, c, n, c)
@@ -373,6 +375,7 @@ def logistic(method):
     return fn
 
 
+LOGISTIC = logistic(lambda layer, *args: layer.solve(*args)[0].T)
 LEFT_OUT = readout(lambda layer, a, b, w: layer.loo_predictions(a, b, w))
 SPREAD = readout(lambda layer, a, b, w: layer.uncertainty(a, b, w).weight_covariance)
 OBJECTIVE = readout(lambda layer, a, b, w: layer.projected_loss(a, b, w))
@@ -414,7 +417,8 @@ PROBLEMS = {
     "left out, feature": (LEFT_OUT, numpy_left_out, "abwf"),
     "spread": (SPREAD, partial(numpy_spread, l2=None), "abw"),
     "spread, penalty": (SPREAD, numpy_spread, "abws"),
-    "logistic": (logistic(lambda layer, *args: layer.solve(*args)[0].T), lambda *args: numpy_logistic(*args)[0], "aws"),
+    "logistic": (LOGISTIC, lambda *args: numpy_logistic(*args)[0], "aws"),
+    "logistic, feature": (LOGISTIC, lambda *args: numpy_logistic(*args)[0], "awf"),
     "logistic, objective": (logistic(lambda layer, *args: layer.projected_loss(*args)),
                             numpy_logistic_objective, "aws"),
     "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args)), numpy_logistic_left_out, "aws"),

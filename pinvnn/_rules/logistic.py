@@ -138,7 +138,7 @@ def _like_penalty(x, l2):
     x = _row_sums(x) if l2.shape[-1] == 1 and x.shape[-1] != 1 else x
     if l2.shape[-2] == x.shape[-2]:
         return x
-    n = x.shape[-2] - l2.shape[-2] + 1
+    n = newton.features_of(x.mT, l2)
     return mx.concatenate([mx.sum(x[..., :n, :], axis=-2, keepdims=True), x[..., n:, :]], axis=-2)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
@@ -23,13 +23,17 @@ from .._lm import (
     read_dataset,
     tokens_needed,
 )
+from .._mlx import fail
 from ..streaming import ReadoutStatistics
 from ._grid import score_spread, solve_grid
 from ._head import Head
-from ._options import Options
+from ._logistic import RowCheckpoint, Rows, fit_layers
+from ._options import Options, ReadoutKind
 from ._report import BEST_HEAD, save
 from ._result import Atlas
 from ._score import Scores, Tally, scales_to_try
+
+Group: TypeAlias = mx.distributed.Group
 
 
 def atlas(
@@ -46,6 +50,7 @@ def atlas(
     save_every: float = Options.save_every,
     restart: bool = Options.restart,
     progress: bool = Options.progress,
+    readout: ReadoutKind = Options.readout,
     group: mx.distributed.Group | None = None,
 ) -> Atlas:
     r"""Fit a readout on every layer of a model and for every penalty of a grid, in one pass of the texts.
@@ -71,6 +76,10 @@ def atlas(
         save_every (float): Seconds between checkpoints. Default: ``60``.
         restart (bool): Whether to ignore an existing checkpoint. Default: ``False``.
         progress (bool): Whether to show a progress bar. Default: ``False``.
+        readout (str): ``"ridge"``, or ``"logistic"`` for a classification by cross-entropy, see
+            :class:`pinvnn.nn.LogisticReadout`: the features of all training texts are then kept, in memory and in the
+            checkpoints, 4 D bytes a text and layer, and the ridge readouts are fitted and scored besides. It needs
+            ``valid.jsonl``, positive penalties and one process. Default: ``"ridge"``.
         group (mx.distributed.Group): The processes that share the texts. Default: all.
 
     Returns:
@@ -80,7 +89,7 @@ def atlas(
         ValueError: About the data (the message names file and line), the model or an argument; before any forward pass
             over the data, except for states that are not finite.
     """
-    options = Options(layers, l2, pooling, task, batch_size, max_length, save_every, restart, progress)
+    options = Options(layers, l2, pooling, task, batch_size, max_length, save_every, restart, progress, readout)
     return run(model, data, output, options, write=save, group=group)
 
 
@@ -138,12 +147,20 @@ def run(
     if output is not None and group.rank() == 0:
         for folder in ("", CHECKPOINT, *([BEST_HEAD] if write is save else [])):  # now, not after the forward passes
             check_folder(Path(output) / folder)
-    reader, sizes = _reader(model, data, options, required, group)
-    saved = None
+    logistic = options.readout == "logistic"
+    if logistic and group.size() > 1:
+        fail("heads", "a logistic readout needs one process", f"{group.size()}", "Fit ridge readouts, or run one.")
+    reader, sizes = _reader(model, data, options, required + ("valid",) * logistic, group)
+    if logistic and not reader.dataset.classes:
+        fail("heads", "a logistic readout needs a classification", "a regression", 'Pass readout="ridge".')
+    saved, rows = None, Rows(len(reader.layers)) if logistic else None
     if output is not None:
-        saved = Checkpoint(Path(output) / CHECKPOINT, _identity(reader, sizes), group.rank())
+        folder, run_of = Path(output) / CHECKPOINT, {**_identity(reader, sizes), "readout": options.readout}
+        saved = Checkpoint(folder, run_of, group.rank())
+        if rows is not None:
+            saved = RowCheckpoint(folder, run_of, group.rank(), rows, CHUNK)
     statistics = [ReadoutStatistics(sizes[layer], reader.dataset.output_dims) for layer in reader.layers]
-    statistics, resumed = _accumulate(reader, statistics, saved, options)
+    statistics, resumed = _accumulate(reader, statistics, saved, options, rows)
     if group.size() > 1:
         with reader.clock.measure("statistics"):
             statistics = [stats.all_reduce(group) for stats in statistics]
@@ -152,7 +169,14 @@ def run(
         spreads = [score_spread(stats, weights) for stats, (weights, *_) in zip(statistics, solved, strict=True)]
         mx.eval(solved, spreads)
     del statistics  # gigabytes of a large model
-    result = _choose(reader, solved, spreads, options.grid, len(sizes), resumed, group)
+    weights, biases, gcv = ([part[i] for part in solved] for i in range(3))
+    candidates = [Candidate("ridge", weights, biases, gcv, spreads)]
+    if rows is not None:
+        with reader.clock.measure("logistic"):
+            fitted = fit_layers(rows, options.grid, reader.dataset.output_dims)
+            candidates.insert(0, Candidate("logistic", *fitted))
+    result, *others = _choose(reader, candidates, options.grid, len(sizes), resumed, group)
+    result.ridge = others[0] if others else None
     if output is not None and saved is not None:
         if group.rank() == 0:
             write(result, output)
@@ -193,7 +217,11 @@ def _identity(reader: Reader, sizes: list[int]) -> dict[str, Any]:
 
 
 def _accumulate(
-    reader: Reader, statistics: list[ReadoutStatistics], saved: Checkpoint | None, options: Options
+    reader: Reader,
+    statistics: list[ReadoutStatistics],
+    saved: Checkpoint | None,
+    options: Options,
+    rows: Rows | None = None,
 ) -> tuple[list[ReadoutStatistics], int]:
     """The statistics of this rank's share of the training texts, and how many texts came from a checkpoint."""
 
@@ -203,6 +231,8 @@ def _accumulate(
             with reader.clock.measure("statistics"):
                 for layer, stats, features in zip(reader.layers, statistics, chunk.features, strict=True):
                     _update(layer, stats, features, chunk.targets)
+                if rows is not None:
+                    rows.add(chunk.features, chunk.targets)
 
     train, every = reader.dataset.splits["train"], {"save_every": options.save_every, "restart": options.restart}
     return accumulate(reader, train, statistics, add, saved, **every, labelled=True)
@@ -216,61 +246,97 @@ def _update(layer: int, stats: ReadoutStatistics, features: mx.array, targets: m
         raise ValueError(f"[pinvnn.heads] {rule}, but got others. Use weights in float32 or bfloat16.") from error
 
 
+class Candidate(NamedTuple):
+    """Readouts of one kind for every layer and penalty.
+
+    Attributes:
+        kind: "ridge" or "logistic".
+        weights: For each layer ``(penalties, outputs, dims)``.
+        biases: For each layer ``(penalties, outputs)``.
+        gcv: For each layer the GCV scores ``(penalties,)``; None for those that have none.
+        spreads: For each layer the standard deviations of the scores, see :func:`score_spread`, where probabilities
+            need a scale; None where the scores are logits.
+    """
+
+    kind: ReadoutKind
+    weights: list[mx.array]
+    biases: list[mx.array]
+    gcv: list[mx.array] | None = None
+    spreads: list[mx.array] | None = None
+
+
 def _choose(
-    reader: Reader,
-    solved: list[tuple[mx.array, mx.array, mx.array]],
-    spreads: list[mx.array],
-    grid: list[float],
-    states: int,
-    resumed: int,
-    group: mx.distributed.Group,
-) -> Atlas:
-    """Score the readouts of every layer and penalty, and choose the best penalty of each layer.
+    reader: Reader, candidates: list[Candidate], grid: list[float], states: int, resumed: int, group: Group
+) -> list[Atlas]:
+    """Score the readouts of every kind, layer and penalty, and choose the best penalty of each layer.
 
     Args:
-        reader: Reads the validation and test texts.
-        solved: Weights, biases and GCV scores of each layer, see :func:`solve_grid`.
-        spreads: Standard deviations of the scores of each layer, see :func:`score_spread`.
+        reader: Reads the validation and test texts, once for all candidates.
+        candidates: The readouts.
         grid: The penalties.
         states: How many states the model has.
         resumed: How many texts came from a checkpoint.
         group: The processes that share the texts.
     """
-    weights, biases, gcv = ([part[i] for part in solved] for i in range(3))
-    table: Any = [scores.tolist() for scores in gcv]
-    splits = reader.dataset.splits
-    valid = test = None
+    splits, every = reader.dataset.splits, range(len(reader.layers))
+    valid: list[Scores | None] = [None for _ in candidates]
+    test: list[Scores | None] = [None for _ in candidates]
     if "valid" in splits:
-        scales = [scales_to_try(spread, bias) for spread, bias in zip(spreads, biases, strict=True)]
-        valid = _score(reader, splits["valid"], weights, biases, scales, group)
-    chosen = [_best_column(i, valid.score if valid else None, table) for i in range(len(weights))]
+        parts = []
+        for c in candidates:
+            scales = [mx.ones((len(grid), 1)) for _ in every]
+            if c.spreads is not None:
+                scales = [scales_to_try(spread, bias) for spread, bias in zip(c.spreads, c.biases, strict=True)]
+            parts.append((c.weights, c.biases, scales))
+        valid = list(_score(reader, splits["valid"], parts, group))
+    tables: list[Any] = [_tie_breakers(c, v, len(grid)) for c, v in zip(candidates, valid, strict=True)]
+    chosen = [
+        [_best_column(i, v.score if v else None, table) for i in every]
+        for v, table in zip(valid, tables, strict=True)
+    ]
     if "test" in splits:
-        best, bias = ([part[i : i + 1] for part, i in zip(parts, chosen, strict=True)] for parts in (weights, biases))
-        scales = None
-        if valid is not None and valid.scale is not None:
-            scales = [mx.array([[row[i]]]) for row, i in zip(valid.scale, chosen, strict=True)]
-        test = _score(reader, splits["test"], best, bias, scales, group)
-    return Atlas(
-        source=reader.source,
-        dataset=reader.dataset,
-        pooling=reader.pooling,
-        states=states,
-        layers=list(reader.layers),
-        l2=grid,
-        weights=weights,
-        biases=biases,
-        gcv=table,
-        valid=valid and valid.score,
-        chosen=chosen,
-        test=test and _first(test.score),
-        clock=reader.clock,
-        resumed=resumed,
-        scale=valid and valid.scale,
-        valid_log_loss=valid and valid.log_loss,
-        valid_calibration_error=valid and valid.calibration_error,
-        test_log_loss=test and _first(test.log_loss),
-        test_calibration_error=test and _first(test.calibration_error),
-    )
+        parts = []
+        for c, v, of in zip(candidates, valid, chosen, strict=True):
+            best, bias = ([x[i : i + 1] for x, i in zip(xs, of, strict=True)] for xs in (c.weights, c.biases))
+            scales = None
+            if v is not None and v.scale is not None:
+                scales = [mx.array([[row[i]]]) for row, i in zip(v.scale, of, strict=True)]
+            parts.append((best, bias, scales))
+        test = list(_score(reader, splits["test"], parts, group))
+    nothing = [[float("nan")] * len(grid) for _ in every]
+    return [
+        Atlas(
+            source=reader.source,
+            dataset=reader.dataset,
+            pooling=reader.pooling,
+            states=states,
+            layers=list(reader.layers),
+            l2=grid,
+            weights=c.weights,
+            biases=c.biases,
+            gcv=nothing if c.gcv is None else table,
+            valid=v and v.score,
+            chosen=of,
+            test=t and _first(t.score),
+            clock=reader.clock,
+            resumed=resumed,
+            scale=v and v.scale,
+            valid_log_loss=v and v.log_loss,
+            valid_calibration_error=v and v.calibration_error,
+            test_log_loss=t and _first(t.log_loss),
+            test_calibration_error=t and _first(t.calibration_error),
+            readout=c.kind,
+        )
+        for c, v, t, of, table in zip(candidates, valid, test, chosen, tables, strict=True)
+    ]
+
+
+def _tie_breakers(candidate: Candidate, valid: Scores | None, penalties: int) -> list[list[float]]:
+    """What decides between penalties of equal accuracy, the smaller the better: GCV scores, or log-losses."""
+    if candidate.gcv is not None:
+        return [scores.tolist() for scores in candidate.gcv]  # type: ignore[misc]
+    assert valid is not None and valid.log_loss is not None
+    return valid.log_loss
 
 
 def _first(scores: list[list[float]] | None) -> list[float] | None:
@@ -280,18 +346,18 @@ def _first(scores: list[list[float]] | None) -> list[float] | None:
 def _score(
     reader: Reader,
     split: Split,
-    weights: list[mx.array],
-    biases: list[mx.array],
-    scales: list[mx.array] | None,
-    group: mx.distributed.Group,
-) -> Scores:
-    """Scores of one split; the arguments are those of :class:`Tally`."""
-    tally = Tally(weights, biases, bool(reader.dataset.classes), scales)
+    readouts: Sequence[tuple[list[mx.array], list[mx.array], list[mx.array] | None]],
+    group: Group,
+) -> list[Scores]:
+    """Scores of one split for each of ``readouts``, which are arguments of :class:`Tally`, in one pass."""
+    classes = bool(reader.dataset.classes)
+    tallies = [Tally(weights, biases, classes, scales) for weights, biases, scales in readouts]
     for chunk in reader.chunks(split):
         if chunk.features:
             with reader.clock.measure("score"):
-                tally.add(chunk.features, chunk.targets)
-    return tally.scores(group)
+                for tally in tallies:
+                    tally.add(chunk.features, chunk.targets)
+    return [tally.scores(group) for tally in tallies]
 
 
 def _best_column(index: int, valid: list[list[float]] | None, gcv: list[list[float]]) -> int:

@@ -14,7 +14,7 @@ import mlx.core as mx
 from .._lm import Label, Row, Task, check_length, read_rows, run_command, tokens_needed
 from ._atlas import run, save_head
 from ._head import Head
-from ._options import L2_GRID, Options
+from ._options import L2_GRID, Options, ReadoutKind
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
 from ._result import Atlas
 
@@ -95,6 +95,12 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
         default=Options.task,
         help="Default is auto: a regression if labels are numbers with a decimal point.",
     )
+    parser.add_argument(
+        "--readout",
+        choices=get_args(ReadoutKind),
+        default=Options.readout,
+        help="Least squares, or cross-entropy, for which the features of all training texts are kept. Default: ridge.",
+    )
     parser.add_argument("--batch-size", type=int, default=Options.batch_size, help="Texts in one forward pass.")
     length = Options.max_length
     parser.add_argument("--max-seq-length", type=int, default=length, help="Longer texts are cut to this length.")
@@ -136,6 +142,7 @@ def _run(
         save_every=args.save_every,
         restart=args.restart,
         progress=True,
+        readout=args.readout,
     )
     return run(args.model, args.data, args.output, options, write=write, required=required)
 

@@ -26,8 +26,9 @@ from .._lm import (
     write_whole,
 )
 from .._mlx import fail
-from ..nn import LeastSquaresReadout
+from ..nn import LeastSquaresReadout, LogisticReadout
 from ._features import encode_texts
+from ._options import ReadoutKind
 
 FILES = ("head.safetensors", "config.json")
 
@@ -51,6 +52,7 @@ class HeadConfig:
             texts the log-loss and the expected calibration error of its probabilities.
         scale: Probabilities are ``softmax(scale * scores)``; None if no validation texts have set it.
         versions: By package, the versions that the head was made with.
+        readout: ``"ridge"`` or ``"logistic"``.
     """
 
     model: str
@@ -66,6 +68,13 @@ class HeadConfig:
     scores: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     scale: float | None = None
+    readout: ReadoutKind = "ridge"
+
+
+def readout_of(kind: ReadoutKind, weight: mx.array, l2: float) -> LeastSquaresReadout | LogisticReadout:
+    """A layer for weights ``(outputs, dims)`` of that kind."""
+    make = LogisticReadout if kind == "logistic" else LeastSquaresReadout
+    return make(weight.shape[1], weight.shape[0], l2=l2)
 
 
 class Head(nn.Module):
@@ -86,12 +95,14 @@ class Head(nn.Module):
             head(["a small furry animal", "a country in Europe"])  # ['animal', 'location']
     """
 
-    def __init__(self, config: HeadConfig, source: LanguageModel, readout: LeastSquaresReadout) -> None:
+    def __init__(
+        self, config: HeadConfig, source: LanguageModel, readout: LeastSquaresReadout | LogisticReadout
+    ) -> None:
         super().__init__()
         self.config: HeadConfig = config
         self.source: LanguageModel = source
         self.model: nn.Module = source.model
-        self.readout: LeastSquaresReadout = readout
+        self.readout: LeastSquaresReadout | LogisticReadout = readout
 
     def _extra_repr(self) -> str:
         return f"layer={self.config.layer}, pooling={self.config.pooling!r}, outputs={self.readout.weight.shape[0]}"
@@ -208,7 +219,7 @@ class Head(nn.Module):
             fail("Head", rule, "none", "Use Head.load(folder, model).")
         source = load_model(config.model if model is None else model, config.max_length)
         _check(Path(folder), config, arrays, source)
-        readout = LeastSquaresReadout(config.dims, arrays["weight"].shape[0], l2=config.l2)
+        readout = readout_of(config.readout, arrays["weight"], config.l2)
         readout.load_weights([("weight", arrays["weight"]), ("bias", arrays["bias"])])
         return cls(replace(config, model=source.name or config.model), source, readout)
 

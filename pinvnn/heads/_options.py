@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from .._lm import Pooling, Task, check_pooling, check_task
 from .._mlx import fail
+
+#: What is fitted: least squares with a penalty, or cross-entropy with one.
+ReadoutKind: TypeAlias = Literal["ridge", "logistic"]
 
 L2_GRID: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-2, 7))
 
@@ -14,7 +18,7 @@ class Options:
     """The keyword arguments of :func:`atlas` and :func:`fit_head`, which describes them, with their defaults.
 
     Raises:
-        ValueError: A penalty, the pooling, the task or the batch size is not what it must be.
+        ValueError: A penalty, the pooling, the task, the readout or the batch size is not what it must be.
     """
 
     layers: Sequence[int] | None = None
@@ -26,6 +30,7 @@ class Options:
     save_every: float = 60.0
     restart: bool = False
     progress: bool = False
+    readout: ReadoutKind = "ridge"
 
     def __post_init__(self) -> None:
         self.grid = check_grid(self.l2)
@@ -33,6 +38,10 @@ class Options:
         if self.batch_size < 1:
             fail("heads", "batch_size must be 1 or more", self.batch_size, "Pass 16, say.")
         check_task(self.task)
+        if self.readout not in ("ridge", "logistic"):
+            fail("heads", 'readout must be "ridge" or "logistic"', repr(self.readout), 'Take "ridge".')
+        if self.readout == "logistic" and min(self.grid) == 0:
+            fail("heads", "l2 of a logistic readout must be positive", self.l2, "Classes may be separable without one.")
 
 
 def check_grid(l2: Sequence[float] | float) -> list[float]:

@@ -22,6 +22,7 @@ def report(result: Atlas) -> dict[str, Any]:
         "model": result.source.name,
         "task": result.dataset.task,
         "metric": metric(result),
+        "readout": result.readout,
         "labels": list(result.dataset.classes),
         "pooling": result.pooling,
         "longest_text": result.source.max_length,
@@ -30,24 +31,27 @@ def report(result: Atlas) -> dict[str, Any]:
             for name, split in result.dataset.splits.items()
         },
         "l2": result.l2,
-        "layers": [
-            {
-                "layer": layer,
-                "name": result.layer_name(i),
-                "l2": result.l2[result.chosen[i]],
-                "valid": None if result.valid is None else result.valid[i],
-                "gcv": [value if value == value else None for value in result.gcv[i]],
-                "test": None if result.test is None else result.test[i],
-                **_probabilities(result, i),
-            }
-            for i, layer in enumerate(result.layers)
-        ],
+        "layers": [_layer(result, i) for i in range(len(result.layers))],
+        **({} if result.ridge is None else {"ridge": [_layer(result.ridge, i) for i in range(len(result.layers))]}),
         "best": {"layer": result.layers[best], "name": result.layer_name(best), "l2": result.l2[result.chosen[best]]},
         "seconds": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
         "tokens": clock.tokens,
         "tokens_per_second": round(clock.tokens / max(clock.seconds.get("forward", 0.0), 1e-9), 1),
         "resumed_texts": result.resumed,
         "versions": versions(),
+    }
+
+
+def _layer(result: Atlas, index: int) -> dict[str, Any]:
+    """Scores of one layer."""
+    return {
+        "layer": result.layers[index],
+        "name": result.layer_name(index),
+        "l2": result.l2[result.chosen[index]],
+        "valid": None if result.valid is None else result.valid[index],
+        "gcv": [value if value == value else None for value in result.gcv[index]],
+        "test": None if result.test is None else result.test[index],
+        **_probabilities(result, index),
     }
 
 
@@ -80,6 +84,8 @@ def table(result: Atlas) -> str:
                     value = part[i]
                     line += f"  {value[column] if isinstance(value, list) else value:{width}.4f}"
         lines.append(line + mark)
+    if result.ridge is not None:
+        lines = [f"{result.readout} readouts:", *lines, "ridge readouts of the same texts:", table(result.ridge)]
     return "\n".join(lines)
 
 

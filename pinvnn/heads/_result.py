@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from .._lm import Clock, Dataset, LanguageModel, Pooling
-from ..nn import LeastSquaresReadout
-from ._head import Head, HeadConfig
+from ._head import Head, HeadConfig, readout_of
+from ._options import ReadoutKind
 
 
 @dataclass
@@ -35,6 +35,9 @@ class Atlas:
         valid_calibration_error: Expected calibration error on the validation texts, ``[layer][l2]``, in 15 bins.
         test_log_loss: Mean cross-entropy on the test texts of the best penalty of each layer.
         test_calibration_error: Expected calibration error on the test texts of the best penalty of each layer.
+        readout: What was fitted, ``"ridge"`` or ``"logistic"``. A logistic readout has its own probabilities, of scale
+            1, and no GCV score (NaN).
+        ridge: Beside logistic readouts the ridge readouts of the same texts; otherwise None.
     """
 
     source: LanguageModel
@@ -56,6 +59,8 @@ class Atlas:
     valid_calibration_error: list[list[float]] | None = None
     test_log_loss: list[float] | None = None
     test_calibration_error: list[float] | None = None
+    readout: ReadoutKind = "ridge"
+    ridge: "Atlas | None" = field(default=None, repr=False)
 
     def layer_name(self, index: int) -> str:
         """The layer at ``index`` in :attr:`layers`: ``"embedding"``, ``"norm"``, or its number."""
@@ -81,7 +86,7 @@ class Atlas:
         index = self.best if index is None else index
         column = self.chosen[index]
         weight, bias = self.weights[index][column], self.biases[index][column]
-        readout = LeastSquaresReadout(weight.shape[1], weight.shape[0], l2=self.l2[column])
+        readout = readout_of(self.readout, weight, self.l2[column])
         readout.load_weights([("weight", weight), ("bias", bias)])
         kinds = ("", "_log_loss", "_calibration_error")
         names = [split + kind for split in ("valid", "test") for kind in kinds]
@@ -100,5 +105,6 @@ class Atlas:
             l2=self.l2[column],
             scores=scores,
             scale=None if self.scale is None else self.scale[index][column],
+            readout=self.readout,
         )
         return Head(config, self.source, readout)

@@ -6,11 +6,14 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge, RidgeClassifier
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.metrics import log_loss
 
 from pinvnn.heads import Head, atlas, extract, fit_head, plot, report, save
 from pinvnn.heads._options import L2_GRID, check_grid
 from pinvnn.heads._report import seconds, table
+from pinvnn.nn import LogisticReadout
 from tests.support.topics import write_folder, write_rows
 
 L2 = [0.01, 1.0, 100.0]
@@ -179,3 +182,81 @@ def test_the_table_marks_the_best_layer(classified):
     assert len(lines) == 6
     assert [line.endswith("best") for line in lines[1:]].index(True) == classified.best
     assert "tokens" in seconds(classified)
+
+
+# --- Logistic readouts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def logistic(tiny, topics):
+    return atlas(str(tiny), topics, l2=L2, pooling="mean", readout="logistic")
+
+
+def test_logistic_readouts_are_near_those_of_scikit_learn(logistic, loaded, topics):
+    train, labels = held(loaded, topics, "train", "mean")
+    valid, valid_labels = held(loaded, topics, "valid", "mean")
+    for i in range(5):
+        for j, penalty in enumerate(L2):
+            other = LogisticRegression(C=1 / penalty, max_iter=10000, tol=1e-8).fit(train[i], labels)
+            found = train[i] @ np.array(logistic.weights[i][j]).T + np.array(logistic.biases[i][j])
+            objective = log_loss(labels, softmax(found, axis=1)) * 300 + penalty * (
+                np.sum(np.array(logistic.weights[i][j], np.float64) ** 2) / 2
+            )
+            best = log_loss(labels, other.predict_proba(train[i])) * 300 + penalty * np.sum(other.coef_**2) / 2
+            assert best * (1 - 1e-6) <= objective <= best * 1.002
+            held_out = log_loss(valid_labels, other.predict_proba(valid[i]))
+            assert logistic.valid_log_loss[i][j] == pytest.approx(held_out, rel=0.03, abs=3e-3)
+
+
+def test_a_logistic_atlas_has_the_ridge_readouts_beside(logistic, tiny, topics):
+    ridge = atlas(str(tiny), topics, l2=L2, pooling="mean")
+    assert (logistic.readout, logistic.ridge.readout) == ("logistic", "ridge")
+    assert (ridge.readout, ridge.ridge) == ("ridge", None)
+    for name in ("valid", "test", "chosen", "gcv", "scale", "valid_log_loss", "test_log_loss"):
+        assert getattr(logistic.ridge, name) == getattr(ridge, name)
+    written = report(logistic)
+    assert written["readout"] == "logistic" and len(written["ridge"]) == len(written["layers"]) == 5
+    assert written["layers"][0]["gcv"] == [None] * 3 and written["layers"][0]["valid_log_loss"] is not None
+    assert "ridge" not in report(ridge)
+    lines = table(logistic).splitlines()
+    assert lines[0] == "logistic readouts:" and "ridge readouts of the same texts:" in lines and len(lines) == 14
+
+
+def test_a_logistic_head_is_saved_with_its_kind_and_has_its_own_probabilities(logistic, tiny, topics, tmp_path):
+    head = logistic.head(2)
+    assert isinstance(head.readout, LogisticReadout) and head.config.scale == 1
+    head.save(tmp_path)
+    again = Head.load(tmp_path, str(tiny))
+    assert isinstance(again.readout, LogisticReadout) and again.config.readout == "logistic"
+    texts, labels = read(topics, "test")
+    right = sum(a == b for a, b in zip(again(texts), labels, strict=True))
+    assert right / len(labels) == pytest.approx(logistic.test[2])
+
+
+def test_an_interrupted_logistic_run_goes_on_from_its_rows(tiny, topics, tmp_path, monkeypatch, logistic):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    options = dict(l2=L2, pooling="mean", readout="logistic", output=tmp_path, save_every=0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pinvnn.heads._atlas.fit_layers", stop)
+        atlas(str(tiny), topics, **options)
+    with pytest.raises(ValueError, match="checkpoint must be of the same run, but got readout 'logistic' there"):
+        atlas(str(tiny), topics, **{**options, "readout": "ridge"})
+    result = atlas(str(tiny), topics, **options)
+    assert result.resumed == 300 and not (tmp_path / "checkpoint").exists()
+    for one, other in zip(result.weights, logistic.weights, strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(readout="probit"), "readout must be \"ridge\" or \"logistic\", but got 'probit'"),
+        (dict(readout="logistic", l2=[0.0, 1.0]), "l2 of a logistic readout must be positive"),
+        (dict(readout="logistic", task="regression"), "readout needs a classification, but got a regression"),
+    ],
+)
+def test_bad_readouts(tiny, lengths, change, match):
+    with pytest.raises(ValueError, match=match):
+        atlas(str(tiny), lengths, **change)
