@@ -14,9 +14,7 @@ def solve_grid(stats: ReadoutStatistics, l2: Sequence[float]) -> tuple[mx.array,
     r"""The readouts for every penalty of a grid, from one factorization of the statistics.
 
     With the centred :math:`S_{xx} = V \Lambda V^T` and :math:`r = V^T S_{xy}`, the weights are
-    :math:`V (\Lambda + l_2)^{-1} r`, the residual sum of squares of a target is
-    :math:`S_{yy} - \sum_i r_i^2 (\lambda_i + 2 l_2) / (\lambda_i + l_2)^2`, and the degrees of freedom, the intercept
-    included, are :math:`1 + \sum_i \lambda_i / (\lambda_i + l_2)`. See :func:`pinvnn.streaming.gcv_moments`.
+    :math:`V (\Lambda + l_2)^{-1} r`. The scores are those of :func:`pinvnn.streaming.gcv_moments`.
 
     Args:
         stats (ReadoutStatistics): Statistics of n inputs and k targets, with a bias.
