@@ -44,9 +44,8 @@ def lstsq(
             ``"svd"``: a singular value decomposition in float64, for real matrices. ``"cholesky"``: the fastest, for
             full rank; NaN if full rank cannot be verified. ``"slices"``: as "gram" for float32, with the Gram matrix
             summed on the default device by error-free slices, for large matrices on a GPU. Not with weights. "auto"
-            tries Cholesky first where it can evaluate the arguments. It cannot inside ``mx.compile`` and ``mx.vmap``,
-            and does not with a GPU as default device; pass ``"cholesky"`` there if full rank is known, which saves most
-            of the time.
+            tries Cholesky first where it can evaluate the arguments. It cannot inside ``mx.compile`` and ``mx.vmap``;
+            pass ``"cholesky"`` there if full rank is known, which saves most of the time.
         stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
             on the CPU, the only device that has them.
 

@@ -61,9 +61,9 @@ def lsq_linear(
     multiplier is 0): there the solution has a kink, and this is the derivative on the side on which it stays.
 
     Values are computed in float64, by block principal pivoting for all problems of the batch at once; a problem that
-    this does not solve (``a`` is rank deficient, say) by an active-set method. Inside ``mx.compile`` and ``mx.vmap``,
-    and with a GPU as default device, no value can be looked at: 24 rounds of pivoting are made, and a problem that
-    then does not meet the conditions of Karush, Kuhn and Tucker is NaN.
+    this does not solve (``a`` is rank deficient, say) by an active-set method. Inside ``mx.compile`` and ``mx.vmap``
+    no value can be looked at: 24 rounds of pivoting are made, and a problem that then does not meet the conditions of
+    Karush, Kuhn and Tucker is NaN.
 
     Args:
         a: ``(..., m, n)``: float32, float64, float16 or bfloat16 (integers become float32).

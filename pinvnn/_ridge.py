@@ -45,8 +45,8 @@ def ridge(
         method: ``"primal"`` solves an n x n system, ``"dual"`` an m x m one, which needs every l2 > 0 and the same l2
             for all features. ``"auto"`` takes the dual form if m < n and it applies. ``"cholesky"`` takes the smaller
             form, too, and never singular vectors: for float64, ``l2 = 0`` of full rank, or many penalties by target
-            inside ``mx.compile`` and ``mx.vmap`` or with a GPU as default device, where "auto" takes them since it
-            cannot evaluate the arguments. NaN where that is not accurate.
+            inside ``mx.compile`` and ``mx.vmap``, where "auto" takes them since it cannot evaluate the arguments. NaN
+            where that is not accurate.
         stream: Where the large products of the gradient run. Default: the default device. Factorizations always run
             on the CPU, the only device that has them.
 

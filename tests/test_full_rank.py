@@ -25,7 +25,6 @@ from tests.support.cases import (
 
 pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
 
-cpu_only = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="values are looked at on the CPU only")
 NAN = float("nan")
 
 
@@ -37,14 +36,12 @@ def certified(a, *args, **kwargs):
 # --- When -------------------------------------------------------------------------------------------------------------
 
 
-@cpu_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_matrix_of_full_rank_is_certified(dtype):
     assert certified(gaussian((20, 4), dtype))
     assert certified(gaussian((3, 20, 4), dtype), w=positive((3, 20), mx.float32))
 
 
-@cpu_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_bad_matrix_refuses_the_batch(dtype):
     good = numpy(gaussian((3, 20, 4), dtype))
@@ -56,7 +53,6 @@ def test_one_bad_matrix_refuses_the_batch(dtype):
     assert not certified(gaussian((4, 20), dtype))
 
 
-@cpu_only
 @pytest.mark.parametrize(("tolerance", "is_certain"), [
     ({"rtol": 0.3}, True), ({"rtol": 0.5}, False), ({"rtol": 0.7}, False), ({"rtol": NAN}, False),
     ({"atol": 0.8}, True), ({"atol": 1.1}, False), ({"rtol": 0.3, "atol": 1.1}, False)])
@@ -67,7 +63,6 @@ def test_nothing_is_certified_that_a_cutoff_drops(tolerance, is_certain):
     assert certified(a, **arrays) == is_certain
 
 
-@cpu_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rank_that_is_certified_is_the_rank(dtype):
     """Over matrices whose smallest value lies anywhere about the default cutoff."""
@@ -80,7 +75,6 @@ def test_the_rank_that_is_certified_is_the_rank(dtype):
     assert found == {False, True}
 
 
-@cpu_only
 def test_columns_of_any_scale_are_certified():
     x = np.random.default_rng(0).standard_normal((50, 5)) * np.geomspace(1, 1e-12, 5)
     a = array(x, mx.float64)
@@ -103,14 +97,12 @@ def test_no_rank_is_read_from_a_gram_matrix_that_underflows(ratio, seed):
         assert np.all(np.isnan(numpy(result.solution)))
 
 
-@cpu_only
 def test_negative_weights_are_not_certified():
     w = np.ones(20)
     w[3] = -1e-3
     assert not certified(gaussian((20, 4)), w=array(w, mx.float64))
 
 
-@cpu_only
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
 @pytest.mark.parametrize(("matrix", "is_certain"), [
     (np.diag([1.0, 2.0]), True), (np.diag([1.0, 0.0]), False), (np.ones((2, 2)), False), (np.zeros((2, 2)), False),
@@ -131,7 +123,6 @@ def test_inverse_is_of_real_square_matrices_only():
     assert inverse_by_lu(gaussian((3, 2))) is None
 
 
-@cpu_only
 @pytest.mark.parametrize("fit", [pinv, lambda a: lstsq(a, mx.eye(2, dtype=a.dtype)).solution], ids=["pinv", "lstsq"])
 def test_no_inverse_by_lu_of_columns_on_very_different_scales(fit):
     """The certificate allows any scale of the columns, LU does not."""
@@ -252,7 +243,6 @@ def test_nothing_is_looked_at_inside_compile_and_vmap():
     assert found == [False] * 4
 
 
-@cpu_only
 def test_values_are_looked_at_in_a_trace_of_vjp_and_jvp():
     found = []
 
@@ -265,7 +255,6 @@ def test_values_are_looked_at_in_a_trace_of_vjp_and_jvp():
     assert found == [True] * 4
 
 
-@cpu_only
 @pytest.mark.parametrize("weighted", [False, True])
 def test_chunks_are_the_whole(weighted):
     a, b = gaussian((40_000, 3), mx.float32), gaussian((40_000, 2), mx.float32, 1)
@@ -274,7 +263,6 @@ def test_chunks_are_the_whole(weighted):
         close(got, want, 1e-14)
 
 
-@cpu_only
 @pytest.mark.parametrize("fit", [lambda a: lstsq(a, a[:, :1]).solution, pinv], ids=["lstsq", "pinv"])
 def test_a_trace_holds_no_float64_copies(fit):
     a = gaussian((100_000, 8), mx.float32)

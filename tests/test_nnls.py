@@ -12,6 +12,8 @@ from pinvnn._factor import bounded_numpy, bounded_values
 from pinvnn.testing import adjoint_check, gradcheck
 from tests.support.cases import array, float64, numpy
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 F64, F32 = mx.float64, mx.float32
 SHAPES = {"tall": (12, 5), "square": (6, 6), "wide": (4, 7)}
 # Of SciPy's residual; and of |A| |x| + |b|, for a residual of rounding noise.

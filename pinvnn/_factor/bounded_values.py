@@ -31,7 +31,7 @@ def bounded_solution(
     """The minimizer ``(..., n, k)`` in float64, and where each variable is: -1, 0 or 1, of the same shape.
 
     Where values can be evaluated, a problem that pivoting does not solve is solved by :func:`bounded_free_set`.
-    Elsewhere (compile, vmap, GPU) it is NaN. A problem with NaN or Inf, a negative weight or penalty, or bounds out of
+    Elsewhere (compile, vmap) it is NaN. A problem with NaN or Inf, a negative weight or penalty, or bounds out of
     order is NaN.
 
     Args:

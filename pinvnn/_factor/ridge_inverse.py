@@ -121,7 +121,7 @@ def in_range(f: RightFactor, l2: mx.array) -> RightFactor:
 
 
 def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHints] | None:
-    """By a Cholesky factor of K + L; None if it is not accurate or values cannot be evaluated (compile, vmap, GPU)."""
+    """By a Cholesky factor of K + L; None if it is not accurate or values cannot be evaluated (compile, vmap)."""
     if not visible(a, w, l2, b):
         return None
     exact = entries == mx.float64

@@ -11,13 +11,10 @@ _LEAST_FOR_NUMPY = 2**22
 
 
 def visible(*arrays: mx.array | float | None) -> bool:
-    """Evaluate the arguments and return True, or return False where that is impossible or slow.
+    """Evaluate the arguments and return True, or return False inside ``mx.compile`` and ``mx.vmap``.
 
-    It is impossible inside ``mx.compile`` and ``mx.vmap``, which have no values yet, and slow with a GPU as default
-    device, whose work would have to be waited for.
+    These have no values yet. A GPU is waited for: its work is needed for the factorization in any case.
     """
-    if mx.default_device() != mx.cpu:
-        return False
     try:
         mx.eval(arrays)
     except ValueError:

@@ -66,8 +66,8 @@ class LeastSquaresReadout(Readout):
         method (str, optional): ``"cholesky"`` promises that the (centred, weighted) features have full rank, or a
             penalty: no singular vectors are taken, in a compiled step neither, which is several times faster there.
             NaN where the promise cannot be verified, or where leave-one-out would have too few digits. ``"auto"``
-            evaluates its arguments to decide; where it cannot, inside ``mx.compile`` and ``mx.vmap`` or with a GPU as
-            default device, it needs no promise for float32 rows with one positive ``l2``. Default: ``"auto"``.
+            evaluates its arguments to decide; where it cannot, inside ``mx.compile`` and ``mx.vmap``, it needs no
+            promise for float32 rows with one positive ``l2``. Default: ``"auto"``.
 
     Shape:
         - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and

@@ -24,6 +24,7 @@ def iris():
     return mx.array(np.asarray(x)[order], mx.float32), mx.array(np.asarray(labels)[order], mx.int32)
 
 
+@pytest.mark.usefixtures("on_cpu")  # products with stored weights are those of any linear layer
 @pytest.mark.parametrize("class_weights", [None, "balanced", [1.0, 5.0, 2.0]], ids=str)
 def test_it_decides_as_scikit_learns(iris, class_weights):
     x, labels = iris[0][:90], iris[1][:90]
@@ -263,6 +264,7 @@ def test_derivatives():
     gradcheck(lambda x, w: RidgeClassifier(N, C).projected_loss(x, labels, w), x, w)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_files_linear_and_repr(iris, tmp_path):
     x, labels = iris
     fitted = RidgeClassifier(N, C).fit(x, labels)

@@ -7,6 +7,8 @@ import pytest
 from pinvnn.nn import LeastSquaresReadout
 from pinvnn.testing import gradcheck
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 M, N, K = 12, 3, 4
 
 
