@@ -132,6 +132,7 @@ def main():
     parser.add_argument("--train", type=int, default=300 if SMALL else 2000, help="Texts to fit on.")
     parser.add_argument("--pooling", default="mean", help='"last" token, "mean" or a token position.')
     parser.add_argument("--batch-size", type=int, default=16, help="Texts a forward pass.")
+    parser.add_argument("--readout", choices=["ridge", "logistic"], default="ridge", help="What is fitted.")
     args = parser.parse_args()
     held_out = 60 if SMALL else 500
 
@@ -145,6 +146,7 @@ def main():
         batch_size=args.batch_size,
         output=OUTPUT / "atlas",
         progress=True,
+        readout=args.readout,
     )
     wall = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
@@ -155,8 +157,9 @@ def main():
     best, last = result.test[result.best], result.test[-1]
     print(f"test accuracy: best layer ({result.layer_name(result.best)}) {best:.3f}, last layer {last:.3f}, ", end="")
     print(f"TF-IDF + RidgeClassifierCV {tfidf_baseline(data):.3f}")
-    agreement = sklearn_agreement(result.head(), data, args.batch_size)
-    print(f"scikit-learn's RidgeClassifier on the same features says the same for {100 * agreement:.1f} % of the texts")
+    if args.readout == "ridge":
+        agreement = 100 * sklearn_agreement(result.head(), data, args.batch_size)
+        print(f"scikit-learn's RidgeClassifier on the same features says the same for {agreement:.1f} % of the texts")
     print(f"Wrote {OUTPUT / 'atlas'}: atlas.png, atlas.json and head/")
 
 
