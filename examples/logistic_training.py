@@ -92,7 +92,7 @@ def run(seed, steps, bar):
     began = time.perf_counter()
     features = plain.backbone(x)
     readouts = [LogisticReadout(FEATURES, CLASSES, l2=l2) for l2 in GRID]
-    best = min(readouts, key=lambda readout: readout.loo_loss(features, y).item()).fit(features, y)
+    best = min(readouts, key=lambda readout: float(readout.loo_loss(features, y))).fit(features, y)
     seconds = found["linear layer"][2] + time.perf_counter() - began
     found["linear layer, refitted"] = (*judge(best(plain.backbone(test)), wanted), seconds)
     return found
