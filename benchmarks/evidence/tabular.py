@@ -212,7 +212,7 @@ def regression(small: bool, say, only=None) -> list[Table]:
 
 
 def classification(small: bool, say, only=None) -> list[Table]:
-    names = ("spector",) if small else ("spector", "iris", "wine", "digits", "breast cancer", "anes96")
+    names = ("spector",) if small else ("spector", "wine", "breast cancer", "anes96")
     rows, errors, seconds = study(names, *((2, 2, 4) if small else (BUDGET, 5, STEPS)), say, only)
     return [Table("Classification on tables", "cross-entropy", "lower", "network, loo_loss", rows, seconds),
             Table("Classification on tables", "error rate", "lower", "network, loo_loss", errors)]
