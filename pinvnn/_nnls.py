@@ -108,7 +108,7 @@ def _solve(name, a, b, bounds, l2, weights) -> mx.array:
     a, b, weights, vector, out, batches = linear_problem(name, a, b, weights)
     n, k = a.shape[-1], b.shape[-1]
     l2 = penalty_matrix(checks.penalty(name, l2, n, k, vector), vector)
-    lower, upper, plain = _bounds(name, bounds, n, k, vector)
+    lower, upper, plain = check_bounds(name, bounds, n, k, vector)
     whole = checks.batch_shape(
         name, *batches, *((label, x.shape[:-2]) for label, x in (("l2", l2), ("lower", lower), ("upper", upper)))
     )
@@ -123,7 +123,7 @@ def _solve(name, a, b, bounds, l2, weights) -> mx.array:
     return x.squeeze(-1) if vector else x
 
 
-def _bounds(name, bounds, n, k, vector) -> tuple[mx.array, mx.array, bool]:
+def check_bounds(name: str, bounds: Bounds, n: int, k: int, vector: bool) -> tuple[mx.array, mx.array, bool]:
     """Both as float64 ``(..., 1 or n, 1 or k)``, and whether they are numbers among 0 and infinity."""
     try:
         lower, upper = bounds

@@ -10,6 +10,7 @@ from .._mlx import astype, large, on_cpu, visible
 from .._rules import free_degrees, gcv_score, gram_handle, gram_normal, inverse, kept_shrinkage, with_value
 from .._types import ReadoutMethod
 from ._balance import of_own_class, without_each, without_one_of_a_class
+from ._bounds import of_free_weights
 from ._fit import FactoredProblem, factored, in_float64_of
 from ._problem import ReadoutProblem, centred
 from ._row_values import TRUSTED, RowValues, digits_suffice, row_values
@@ -28,16 +29,17 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], Re
     Args:
         p: The problem.
         part: Which part of a row's weight is left out, ``(..., m)`` float64, of a problem with weights; None for all.
-        in_float64: Gives the same problem centred in float64, which is needed where rows leave almost nothing.
+        in_float64: Gives the problem centred in float64, which is needed where rows leave almost nothing.
     """
     if p.a.size == 0 or p.b.size == 0:
         with on_cpu():
             return mx.zeros(mx.broadcast_shapes(p.a.shape[:-2], p.b.shape[:-2]) + p.b.shape[-2:], mx.float64)
-    q = per_target(p)
+    freed = per_target if p.bounds is None else of_free_weights(p)
+    q = freed(p)
     if q is not p and part is not None:
         with on_cpu():
             part = part[..., None, :]
-    e = _dual(q) if q.dual_is_smaller else _primal(q, part, in_float64)
+    e = _dual(q) if q.dual_is_smaller else _primal(q, part, lambda: freed(in_float64()))
     return e if q is p else merged(e)
 
 
@@ -80,7 +82,7 @@ def intercept(p: ReadoutProblem):
 
 
 def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
-    f = factored(p, lambda: per_target(in_float64()))
+    f = factored(p, in_float64)
     p = f.problem
     residual, rest = f.residual_and_rest
     with on_cpu():

@@ -22,6 +22,7 @@ class ReadoutProblem(NamedTuple):
         entry_dtype: The dtype in which features and targets were given, which decides on rank and accuracy; ``a`` may
             be a float64 copy of float32 entries.
         method: "cholesky" says that no singular vectors shall be taken, see :class:`LeastSquaresReadout`.
+        bounds: Of the solution, as :func:`pinvnn.lsq_linear` takes them; None if there are none.
     """
 
     a: mx.array
@@ -33,6 +34,7 @@ class ReadoutProblem(NamedTuple):
     out_dtype: mx.Dtype
     entry_dtype: mx.Dtype
     method: ReadoutMethod = "auto"
+    bounds: tuple[float | mx.array | None, float | mx.array | None] | None = None
 
     @property
     def dual_is_smaller(self) -> bool:

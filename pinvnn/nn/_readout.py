@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import mlx.core as mx
 
 from .._mlx import astype, checks, dtypes, large, matmul, on_cpu
-from .._types import ArrayLike, Penalty, ReadoutMethod
+from .._types import ArrayLike, Bounds, Penalty, ReadoutMethod
 from ._base import Readout, all_true
+from ._bounds import checked as checked_bounds
 from ._evidence import check_variance, log_evidence
 from ._leave_one_out import errors, nan_for_other_rows, predictions, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
@@ -68,6 +69,12 @@ class LeastSquaresReadout(Readout):
             NaN where the promise cannot be verified, or where leave-one-out would have too few digits. ``"auto"``
             evaluates its arguments to decide; where it cannot, inside ``mx.compile`` and ``mx.vmap``, it needs no
             promise for float32 rows with one positive ``l2``. Default: ``"auto"``.
+        bounds (tuple, optional): ``(lower, upper)`` of the weights, as in :func:`pinvnn.lsq_linear`: each a number,
+            None, or an array of a shape that ``l2`` may have; ``(0, None)`` for weights that are not negative. The
+            intercept is free. Without a penalty a solution of minimum norm is not promised. Leave-one-out figures are
+            those of refits of the weights that are free in the fit to all rows: the others stay on their bounds, which
+            is exact if without the row the same ones would be there. :meth:`gcv`, :meth:`uncertainty` and
+            :meth:`log_evidence` know no bounds. Default: ``None``.
 
     Shape:
         - x: ``(..., m, n)``. Leading dimensions are separate problems (episodes), except for :meth:`fit` and
@@ -90,7 +97,7 @@ class LeastSquaresReadout(Readout):
 
     Raises:
         ValueError: If shapes do not fit, ``l2`` is negative, a learnable ``l2`` is not positive, or ``"cholesky"``
-            without a penalty meets fewer rows than unknowns.
+            without a penalty meets fewer rows than unknowns, or bounds leave no room.
         TypeError: If an argument is not array-like.
 
     Examples:
@@ -114,16 +121,21 @@ class LeastSquaresReadout(Readout):
         bias: bool = True,
         learn_l2: bool = False,
         method: ReadoutMethod = "auto",
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__(input_dims, output_dims, l2, bias, learn_l2)
         if method not in ("auto", "cholesky"):
             self._fail("method must be 'auto' or 'cholesky'", f"{method!r}", "Use 'auto'.")
         self._method: ReadoutMethod = method
+        self._bounds = checked_bounds(type(self).__name__, bounds, *self._dims)
+        if bounds is not None and method != "auto":
+            self._fail("with bounds method must be 'auto'", f"{method!r}", "Use 'auto', or no bounds.")
         self._fitted: tuple[int, float] | None = None
 
     def _extra_repr(self) -> str:
         found = "" if self.rank is None else f", rank={self.rank}, cond={self.cond:.3g}"
-        return super()._extra_repr() + found
+        within = "" if self._bounds is None else f", bounds={tuple(_shown(bound) for bound in self._bounds)}"
+        return super()._extra_repr() + within + found
 
     def _rows(
         self, method: str, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None
@@ -140,7 +152,13 @@ class LeastSquaresReadout(Readout):
         x, y, weights, vector = self._rows(method, x, y, weights)
         l2, bias = self._checked_penalty(method, x), "bias" in self
         double = exact and x.shape[-2] <= 2 * x.shape[-1]
-        return centred(x, y, weights, l2, bias, double, self._method), vector
+        p = centred(x, y, weights, l2, bias, double, self._method)
+        return p._replace(bounds=self._bounds), vector
+
+    def _refuse_bounds(self, method: str) -> None:
+        if self._bounds is not None:
+            remedy = "Use loo_loss, or a readout without bounds."
+            self._fail(f"{method} is for readouts without bounds", f"bounds={self._bounds}", remedy, method)
 
     def _checked_penalty(self, method: str, x: mx.array) -> mx.array | None:
         """The penalty; raises where "cholesky" cannot do without one."""
@@ -171,7 +189,8 @@ class LeastSquaresReadout(Readout):
             rows = [_masked(part, *whole) for part in parts]
 
         def problem(i: int, double: bool) -> ReadoutProblem:
-            return centred(*rows[i], "bias" in self, double, self._method)
+            p = centred(*rows[i], "bias" in self, double, self._method)
+            return p if self._bounds is None else p._replace(bounds=_columns_of_bounds(self._bounds, parts[i]))
 
         return _Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
 
@@ -446,6 +465,7 @@ class LeastSquaresReadout(Readout):
         References:
             G. H. Golub, M. Heath and G. Wahba, Technometrics 21 (1979), Eq. 1.4, doi 10.1080/00401706.1979.10489751.
         """
+        self._refuse_bounds("gcv")
         p, _ = self._problem("gcv", x, y, weights, exact=True)
         score = validation_score(p)
         with on_cpu():
@@ -502,6 +522,7 @@ class LeastSquaresReadout(Readout):
             remedy = "Pass a positive one; a small one is a wide prior."
             self._fail("l2 must be positive, since it is the prior", f"{self.l2}", remedy, "log_evidence")
         variance = check_variance(f"{type(self).__name__}.log_evidence", noise_variance, self._dims[1])
+        self._refuse_bounds("log_evidence")
         p, _ = self._problem("log_evidence", x, y, weights, exact=True)
         evidence = log_evidence(p, variance)
         with on_cpu():
@@ -543,6 +564,7 @@ class LeastSquaresReadout(Readout):
             rule = 'weights_are must be "counts", "precisions" or "inverse variances"'
             remedy = 'Take "precisions" for weights 1 / sigma^2 up to a factor.'
             self._fail(rule, f"{weights_are!r}", remedy, "uncertainty")
+        self._refuse_bounds("uncertainty")
         p, _ = self._problem("uncertainty", x, y, weights, exact=True)
         return uncertainty(p, weights_are)
 
@@ -563,6 +585,15 @@ class _Problems(NamedTuple):
     def in_order(self, values: list[mx.array]) -> mx.array:
         """``(..., r, k)`` from the results ``(..., r, .)`` of the problems."""
         return values[0] if len(values) == 1 and not self.stacked else in_order(self.parts, values)
+
+
+def _columns_of_bounds(bounds, part: Part):
+    with on_cpu():
+        return tuple(columns_of(bound, part) if isinstance(bound, mx.array) else bound for bound in bounds)
+
+
+def _shown(bound) -> object:
+    return f"array{bound.shape}" if isinstance(bound, mx.array) else bound
 
 
 def _masked(

@@ -6,11 +6,14 @@ from .._lstsq import lstsq
 from .._mlx import astype, large, matmul, on_cpu
 from .._ridge import ridge
 from .._rules import envelope
+from . import _bounds
 from ._problem import ReadoutProblem
 
 
 def solve(p: ReadoutProblem):
     """The solution ``(..., n, k)`` in the dtype of the problem."""
+    if p.bounds is not None:
+        return _bounds.solution(p)
     if p.l2 is None:
         return lstsq(p.a, p.b, weights=p.w, method=p.method).solution
     return ridge(p.a, p.b, p.l2, weights=p.w, method=p.method)
@@ -29,6 +32,8 @@ def smallest_objectives(p: ReadoutProblem) -> mx.array:
     The truncated solution of minimum norm is no minimizer, so there the gradient is taken through the solution; with a
     penalty it is the envelope's, and nothing is solved for it.
     """
+    if p.bounds is not None:
+        return _bounds.smallest_objectives(p)
     if p.l2 is None or p.a.size == 0 or p.b.size == 0:
         return astype(lstsq(p.a, p.b, weights=p.w, method=p.method).residuals, mx.float64)
     return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype, p.method)

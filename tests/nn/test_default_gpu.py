@@ -73,11 +73,15 @@ def test_the_evidence(gpu, transform, dtype):
 def test_fits_and_classifiers(gpu, dtype):
     x, y, w = arrays(dtype)
     fitted = LeastSquaresReadout(N, K, l2=0.5, learn_l2=True).fit(x, y, w)
+    bounded = LeastSquaresReadout(N, K, bounds=(0, None))
     labels = mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
     classifier = RidgeClassifier(N, 3, class_weights="balanced").fit(x, labels, w)
     assert "l2=0.5" in repr(fitted)
     with placed(dtype):
         assert finite(fitted(x), fitted.to_linear()(x), PseudoInverse()(x), fitted.l2)
+        for name in ("adapt", "projected_loss", "loo_loss"):
+            rest = (x, w) if name == "adapt" else (w,)
+            assert finite(mx.grad(lambda x: mx.sum(getattr(bounded, name)(x, y, *rest)))(x))  # noqa: B023
         assert finite(classifier.predict_proba(x), classifier.predict(x), classifier.to_linear()(x))
         assert finite(mx.grad(lambda x: mx.sum(classifier.adapt(x, labels, x, w)))(x))
         for weights in (w, None):  # refits, and one factorization a class
