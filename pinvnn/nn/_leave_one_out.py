@@ -82,7 +82,11 @@ def intercept(p: ReadoutProblem):
 
 
 def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
-    f = factored(p, in_float64)
+    if p.l2 is None and p.method == "auto" and not visible(p.a):
+        # Without values, a row that alone carries a direction is told from one that leaves little by vectors only.
+        f = FactoredProblem(in_float64(), careful=True)
+    else:
+        f = factored(p, in_float64)
     p = f.problem
     residual, rest = f.residual_and_rest
     with on_cpu():

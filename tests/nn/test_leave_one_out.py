@@ -307,6 +307,24 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_row_that_leaves_almost_nothing_where_values_are_unknown(bias, size):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 4))
+    x[3] *= size
+    y = x @ rng.normal(size=(4, 1)) + rng.normal(size=(40, 1))
+    x, y = (np.array(mx.array(v, mx.float32)).astype(float) for v in (x, y))
+    others = np.arange(40) != 3
+    x_mean, y_mean = (v[others].mean(axis=0) * bias for v in (x, y))
+    expected = y_mean + (x[3] - x_mean) @ np.linalg.lstsq(x[others] - x_mean, y[others] - y_mean)[0]
+    model = LeastSquaresReadout(4, 1, bias=bias)
+    arrays = [mx.array(v, mx.float32)[None] for v in (x, y)]
+    got = mx.vmap(model.loo_predictions)(*arrays)[0, 3].item()
+    assert got == pytest.approx(expected.item(), rel=1e-3)
+
+
 @pytest.mark.parametrize(("method", "rows", "kind", "weighted", "order"), CASES)
 def test_derivatives(method, rows, kind, weighted, order):
     x, y, w = data(ROWS[rows] + (rows == "wide"))
