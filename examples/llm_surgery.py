@@ -110,7 +110,7 @@ def shorten(folder: Path, data: Path) -> None:
 
 
 def erase(folder: Path, _: Path) -> None:
-    data = write_data(OUTPUT / "erase", {"train": ERASED, "valid": 30 if SMALL else 150})
+    data = write_data(OUTPUT / "erase", {"train": ERASED, "valid": 30 if SMALL else 100})
     source, valid = load(folder), data / "valid.jsonl"
     texts, labels = read(data, "train")
     held_out, true = read(data, "valid")

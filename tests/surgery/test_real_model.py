@@ -34,10 +34,10 @@ def data(tmp_path_factory):
         columns, _, gloss = line.partition("|")
         if gloss and (file := columns.split()[1]) in KINDS:
             rows.append({"text": gloss.strip(), "label": KINDS[file]})
-    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:200]]
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:130]]
     output = tmp_path_factory.mktemp("data")
-    write_rows(output / "train.jsonl", rows[:160])
-    write_rows(output / "valid.jsonl", rows[160:])
+    write_rows(output / "train.jsonl", rows[:100])
+    write_rows(output / "valid.jsonl", rows[100:])
     return output
 
 
@@ -54,15 +54,13 @@ def test_repair(pair, folder, data):
     stats = surgery.collect(pair, data)
     quantized = load(str(folder))[0]
     nn.quantize(quantized, 64, 3, class_predicate=lambda _, module: isinstance(module, nn.Linear))
-    adapters = {norm: surgery.compensate(quantized, pair[0], stats, 16, norm=norm) for norm in ("plain", "activations")}
-    errors = {norm: adapter.errors() for norm, adapter in adapters.items()}
-    assert len(errors["plain"]) == 210
-    assert all(errors["activations"][name][1] <= errors["plain"][name][1] for name in errors["plain"])
-    found = {0: surgery.perplexity((adapters["plain"].truncated(0).apply(quantized), pair[1]), data / "valid.jsonl")}
-    # Dense layers now stand for the quantized ones: the corrections go on top of the same weights.
-    found[16] = surgery.perplexity((adapters["activations"].apply(quantized), pair[1]), data / "valid.jsonl")
-    original = surgery.perplexity(pair, data / "valid.jsonl")
-    assert original < found[16] < found[0]
+    adapter = surgery.compensate(quantized, pair[0], stats, 16)
+    assert len(adapter.names) == 210
+    assert all(after < before for before, after in adapter.errors().values())
+    adapter.truncated(0).apply(quantized)  # dense layers, which a CPU is quicker with
+    before = surgery.perplexity((quantized, pair[1]), data / "valid.jsonl")
+    after = surgery.perplexity((adapter.apply(quantized), pair[1]), data / "valid.jsonl")
+    assert surgery.perplexity(pair, data / "valid.jsonl") < after < before
 
 
 def test_shorten(folder, data, tmp_path):
