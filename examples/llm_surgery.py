@@ -115,7 +115,7 @@ def erase(folder: Path, _: Path) -> None:
     texts, labels = read(data, "train")
     held_out, true = read(data, "valid")
     start = time.perf_counter()
-    leace = surgery.erase(source, data, LAYER, progress=True)
+    leace = surgery.erase(source, data, LAYER, pooling="mean", progress=True)
     say(f"LEACE at layer {LAYER} from {len(texts)} texts in {time.perf_counter() - start:.1f} s, {peak()}")
     x, x_valid = (np.array(extract(source, part, layers=[LAYER], pooling="mean")[0]) for part in (texts, held_out))
     means = {label: x[[i for i, other in enumerate(labels) if other == label]].mean(axis=0) for label in set(labels)}
@@ -162,8 +162,8 @@ def projection(eraser: surgery.Eraser, x, means) -> surgery.Eraser:
     centre = x.mean(axis=0)
     u, s, _ = np.linalg.svd((means - centre).T.astype(np.float64), full_matrices=False)
     u = u[:, s > 1e-6 * s[0]]
-    weight = mx.array((np.eye(len(u)) - u @ u.T).astype(np.float32))
-    return surgery.Eraser(eraser.config, weight, mx.array((u @ (u.T @ centre)).astype(np.float32)))
+    basis = mx.array(u.astype(np.float32))
+    return surgery.Eraser(eraser.config, basis, basis.T, mx.array(centre))
 
 
 def readouts() -> dict[str, Any]:

@@ -56,7 +56,11 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="The model: a directory or Hugging Face repo.")
     _add_data(parser)
     parser.add_argument("--layer", type=int, required=True, help="The layer: 0 is the embedding, 1 the first layer.")
-    parser.add_argument("--pooling", default="mean", help='"last" token, "mean", or a token position. Default: mean.')
+    parser.add_argument(
+        "--pooling",
+        default="tokens",
+        help='What is erased of: all "tokens", the "last" one, the "mean", or a token position. Default: tokens.',
+    )
     parser.add_argument(
         "--task",
         choices=get_args(Task),

@@ -47,7 +47,7 @@ def erase_command(model: ModelLike, data: str | Path, output: Path, layer: int, 
     report = {
         "model": reader.source.name,
         "layer": layer,
-        "pooling": reader.pooling,
+        "pooling": found.eraser.config.pooling,
         "task": reader.dataset.task,
         "labels": list(reader.dataset.classes),
         "cross_covariance_left": left,

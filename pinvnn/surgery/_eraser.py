@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .._lm import Label, Pooling, first_array, reporting, versions, write_whole
+from .._lm import Label, first_array, reporting, versions, write_whole
 from .._mlx import fail
 from ._layers import block_names
 
@@ -27,7 +27,7 @@ class EraserConfig:
         model_type: Architecture, as mlx-lm calls it.
         layer: The decoder layer whose output is changed; 0 is the embedding.
         dims: Size of a state.
-        pooling: How a text became one vector, when the eraser was fitted.
+        pooling: How a text became one vector when the eraser was fitted, or ``"tokens"``.
         labels: The labels of a classification that were erased; empty for numbers.
         versions: By package, the versions that the eraser was made with.
     """
@@ -36,7 +36,7 @@ class EraserConfig:
     model_type: str
     layer: int
     dims: int
-    pooling: Pooling
+    pooling: str | int
     labels: tuple[Label, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
 
@@ -49,8 +49,9 @@ class Eraser(nn.Module):
 
     Args:
         config (EraserConfig): Where it belongs, and what it erases.
-        weight (array): ``(dims, dims)``.
-        bias (array): ``(dims,)``.
+        read (array): What is read of a state, ``(dims, rank)``.
+        write (array): What is taken off for it, ``(rank, dims)``: the map is ``x - (x - mean) @ read @ write``.
+        mean (array): The mean of the states, ``(dims,)``.
 
     Shape:
         - x: ``(..., dims)``; the result has its shape and dtype.
@@ -67,33 +68,35 @@ class Eraser(nn.Module):
             surgery.Eraser.load("ERASER").install(model)
     """
 
-    def __init__(self, config: EraserConfig, weight: mx.array, bias: mx.array) -> None:
+    def __init__(self, config: EraserConfig, read: mx.array, write: mx.array, mean: mx.array) -> None:
         super().__init__()
-        shapes = (config.dims, config.dims), (config.dims,)
-        if (weight.shape, bias.shape) != shapes:
-            rule = f"weight and bias must have the shapes {shapes}"
-            fail("Eraser", rule, f"{weight.shape} and {bias.shape}", "As ReadoutStatistics.eraser returns them.")
+        n, rank = config.dims, read.shape[-1]
+        shapes = (n, rank), (rank, n), (n,)
+        if (read.shape, write.shape, mean.shape) != shapes:
+            rule = f"read, write and mean must have the shapes {shapes}"
+            fail("Eraser", rule, f"{read.shape}, {write.shape} and {mean.shape}", "Fit it with erase.")
         self.config: EraserConfig = config
         # With an underscore they are no parameters: the closed form sets them and no optimizer, and a model in which
         # this sits has the parameters that it had, which mlx-lm saves and loads.
-        self._weight, self._bias = weight.astype(mx.float32), bias.astype(mx.float32)
+        self._read, self._write, self._mean = (part.astype(mx.float32) for part in (read, write, mean))
 
     @property
     def weight(self) -> mx.array:
         """The matrix of the map, ``(dims, dims)`` in float32."""
-        return self._weight
+        return mx.eye(self.config.dims) - (self._read @ self._write).T
 
     @property
     def bias(self) -> mx.array:
         """The constant of the map, ``(dims,)`` in float32."""
-        return self._bias
+        return self._mean @ self._read @ self._write
 
     def _extra_repr(self) -> str:
         return f"layer={self.config.layer}, dims={self.config.dims}, labels={len(self.config.labels)}"
 
     def __call__(self, x: mx.array) -> mx.array:
         """The states ``x`` ``(..., dims)`` without what a linear readout could tell of the labels."""
-        return mx.addmm(self.bias, x.astype(mx.float32), self.weight.T).astype(x.dtype)
+        state = x.astype(mx.float32)
+        return (state - (state - self._mean) @ self._read @ self._write).astype(x.dtype)
 
     def install(self, model: nn.Module) -> nn.Module:
         """Let every later call of ``model`` go through this map at its layer.
@@ -187,7 +190,7 @@ class Eraser(nn.Module):
 
     def writers(self) -> dict[str, Any]:
         """For each file of :meth:`save` a function that writes it to the path that it is given."""
-        arrays = {"weight": self.weight, "bias": self.bias}
+        arrays = {"read": self._read, "write": self._write, "mean": self._mean}
         config = json.dumps(asdict(self.config), indent=4) + "\n"
         return {
             FILES[0]: lambda path: mx.save_safetensors(str(path), arrays),
@@ -209,7 +212,7 @@ class Eraser(nn.Module):
             values = json.loads((folder / FILES[1]).read_text())
             arrays: Any = mx.load(str(folder / FILES[0]))
             config = EraserConfig(**{**values, "labels": tuple(values["labels"])})
-            return cls(config, arrays["weight"], arrays["bias"])
+            return cls(config, arrays["read"], arrays["write"], arrays["mean"])
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"[pinvnn.Eraser] {folder}: the folder must hold an eraser, but got: {reason}") from None

@@ -14,6 +14,7 @@ from pinvnn.heads import extract, hidden_states
 from pinvnn.nn import LogisticReadout
 from pinvnn.streaming import ReadoutStatistics
 from pinvnn.surgery import Eraser, EraserConfig
+from pinvnn.surgery._erase import factors
 from tests.support.families import FAMILIES, Words, build
 from tests.support.topics import write_folder
 
@@ -56,8 +57,11 @@ def test_cross_covariance_is_gone_at_every_scale(scale):
     labels = rng.integers(0, 3, 400)
     y = np.where(labels[:, None] == np.arange(3), 1.0, -1.0)
     x = scale * (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 20)) + y @ rng.normal(size=(3, 20)) + 3)
-    weight, bias = ReadoutStatistics(20, 3).update(x.astype(np.float32), y).eraser()
-    eraser = Eraser(EraserConfig("", "", 1, 20, "mean"), weight, bias)
+    stats = ReadoutStatistics(20, 3).update(x.astype(np.float32), y)
+    eraser = Eraser(EraserConfig("", "", 1, 20, "mean"), *factors(stats))
+    weight, bias = stats.eraser()
+    np.testing.assert_allclose(eraser.weight, weight, atol=1e-4)
+    np.testing.assert_allclose(eraser.bias, bias, atol=1e-3 * scale)
     left = np.array(eraser(mx.array(x.astype(np.float32))), np.float64)
 
     def covariance(x):
@@ -69,11 +73,24 @@ def test_cross_covariance_is_gone_at_every_scale(scale):
     assert float(mx.mean(readout.predict(erased) == mx.array(labels))) == pytest.approx(majority(labels), abs=0.01)
 
 
+def test_every_token_is_a_row(loaded, texts):
+    model, tokenizer = loaded
+    eraser = surgery.erase(loaded, texts, 2)
+    words, labels = rows_of(texts)
+    states = [hidden_states(model, mx.array([tokenizer.encode(text)]))[2][0] for text in words]
+    x, y = np.array(eraser(mx.concatenate(states))), np.repeat(labels, [len(state) for state in states])
+    before = np.array(mx.concatenate(states), np.float64)
+    readout = RidgeClassifier(1e-3).fit(standardized(before), y)
+    assert readout.score(standardized(before), y) > majority(y) + 0.05
+    x = x.astype(np.float64) / before.std(axis=0)
+    assert RidgeClassifier(1e-3).fit(x, y).score(x, y) == pytest.approx(majority(y), abs=0.01)
+
+
 def test_it_sits_in_the_model_and_leaves_its_parameters(loaded, texts, tmp_path):
     model, tokenizer = loaded
     tokens = mx.array([tokenizer.encode("the cat and the old dog in a city")])
     plain, names = hidden_states(model, tokens), [name for name, _ in tree_flatten(model.parameters())]
-    eraser = surgery.erase(loaded, texts, 2)
+    eraser = surgery.erase(loaded, texts, 2, pooling="mean")
     eraser.save(tmp_path / "eraser")
     again = Eraser.load(tmp_path / "eraser")
     assert again.config == eraser.config and mx.array_equal(again.weight, eraser.weight)
@@ -94,7 +111,7 @@ def test_it_sits_in_the_model_and_leaves_its_parameters(loaded, texts, tmp_path)
 def test_the_embedding(loaded, texts):
     model, tokenizer = loaded
     tokens = mx.array([tokenizer.encode("the cat and the old dog in a city")])
-    eraser = surgery.erase(loaded, texts, 0)
+    eraser = surgery.erase(loaded, texts, 0, pooling="mean")
     expected = model.layers[0](eraser(model.model.embed_tokens(tokens)), "causal", None)
     with eraser.installed(model):
         assert mx.allclose(hidden_states(model, tokens)[1], expected, atol=1e-5)
@@ -102,7 +119,8 @@ def test_the_embedding(loaded, texts):
 
 def test_the_map_of_the_embedding_folds_into_it():
     model, tokens = build("llama"), mx.array([Words().encode("some words and more")])
-    eraser = Eraser(EraserConfig("", "", 0, 32, "mean"), mx.eye(32) - 0.1, 0.1 * mx.ones((32,)))
+    write = 0.1 * mx.random.normal((1, 32), key=mx.random.key(0))
+    eraser = Eraser(EraserConfig("", "", 0, 32, "mean"), mx.ones((32, 1)), write, mx.ones((32,)))
     with eraser.installed(model):
         expected = model(tokens)
     assert mx.allclose(eraser.fold(model)(tokens), expected, atol=1e-4)
@@ -115,7 +133,7 @@ def test_the_map_of_the_embedding_folds_into_it():
 def test_other_maps_do_not_fold(family, layer, message):
     model, tokens = build(family), mx.array([Words().encode("some words and more")])
     plain = model(tokens)
-    eraser = Eraser(EraserConfig("", "", layer, 32, "mean"), mx.eye(32) - 0.1, mx.ones((32,)))
+    eraser = Eraser(EraserConfig("", "", layer, 32, "mean"), mx.ones((32, 1)), 0.1 * mx.ones((1, 32)), mx.ones((32,)))
     with pytest.raises(ValueError, match=f"the map must be of layer 0, .*but got {message}. Install it instead."):
         eraser.fold(model)
     assert mx.array_equal(model(tokens), plain)
@@ -124,7 +142,7 @@ def test_other_maps_do_not_fold(family, layer, message):
 def test_gradients_go_through(loaded, texts):
     model, tokenizer = loaded
     tokens = mx.array([tokenizer.encode("the cat and the old dog")])
-    eraser = surgery.erase(loaded, texts, 2)
+    eraser = surgery.erase(loaded, texts, 2, pooling="mean")
     weight = model.layers[0].mlp.down_proj.weight
 
     def loss(w):
@@ -142,7 +160,7 @@ def test_gradients_go_through(loaded, texts):
 def test_every_family(family):
     model, tokens = build(family), mx.array([Words().encode("some words and more")])
     plain = hidden_states(model, tokens)[2]
-    eraser = Eraser(EraserConfig("", "", 2, 32, "mean"), 0.5 * mx.eye(32), mx.ones((32,)))
+    eraser = Eraser(EraserConfig("", "", 2, 32, "mean"), 0.5 * mx.eye(32), mx.eye(32), mx.ones((32,)))
     with eraser.installed(model):
         assert mx.allclose(hidden_states(model, tokens)[2], eraser(plain), atol=1e-4)
     assert mx.array_equal(hidden_states(model, tokens)[2], plain)
@@ -150,7 +168,7 @@ def test_every_family(family):
 
 def test_numbers_are_erased(loaded, tmp_path):
     data = write_folder(tmp_path / "data", 200, 20, regression=True)
-    eraser = surgery.erase(loaded, data, 1)
+    eraser = surgery.erase(loaded, data, 1, pooling="mean")
     words, lengths = rows_of(data)
     (x,) = extract(loaded, words, layers=[1], pooling="mean")
     x = standardized(eraser(x))
@@ -175,14 +193,14 @@ def test_refused(loaded, texts, layer, options, message):
 def test_mistakes_of_erasers(loaded, tmp_path):
     with pytest.raises(ValueError, match="the folder must hold an eraser, but got"):
         Eraser.load(tmp_path)
-    with pytest.raises(ValueError, match=r"weight and bias must have the shapes \(\(3, 3\), \(3,\)\)"):
-        Eraser(EraserConfig("", "", 1, 3, "mean"), mx.eye(4), mx.zeros((4,)))
+    with pytest.raises(ValueError, match=r"read, write and mean must have the shapes \(\(3, 4\), \(4, 3\), \(3,\)\)"):
+        Eraser(EraserConfig("", "", 1, 3, "mean"), mx.eye(4), mx.eye(4), mx.zeros((4,)))
     with pytest.raises(ValueError, match="the model must have the decoder layer 7, but got 4 layers"):
-        Eraser(EraserConfig("", "", 7, 32, "mean"), mx.eye(32), mx.zeros((32,))).install(loaded[0])
+        Eraser(EraserConfig("", "", 7, 32, "mean"), mx.eye(32), mx.eye(32), mx.zeros((32,))).install(loaded[0])
 
 
 def test_an_eraser_of_half_precision_states(loaded, texts):
-    eraser = surgery.erase(loaded, texts, 2)
+    eraser = surgery.erase(loaded, texts, 2, pooling="mean")
     x = mx.random.normal((3, 32), key=mx.random.key(1))
     assert eraser(x.astype(mx.bfloat16)).dtype == mx.bfloat16
     assert math.isfinite(float(mx.sum(eraser(x.astype(mx.float16)))))
