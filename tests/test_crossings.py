@@ -3,8 +3,9 @@
 import mlx.core as mx
 import pytest
 
-from pinvnn import lstsq, pinv, ridge
-from pinvnn.nn import LeastSquaresReadout, RidgeClassifier
+from pinvnn import causal_ridge, factorize, lstsq, nnls, pinv, ridge
+from pinvnn.nn import LeastSquaresReadout, LogisticReadout, RidgeClassifier
+from pinvnn.streaming import moments, solve_moments
 from tests.support.cases import gaussian
 from tests.support.crossings import crossings
 
@@ -19,15 +20,35 @@ def labels(b):
     return mx.zeros(b.shape[0], mx.int32)
 
 
+def classes(a):
+    return mx.arange(a.shape[0]) % 3
+
+
+def logistic():
+    return LogisticReadout(N, 3)
+
+
 # name: (a loss of (a, b), most arrays that may cross, most of their bytes in units of a's)
 STEPS = {
     "pinv": (lambda a, b: mx.sum(pinv(a, method="cholesky") ** 2), 13, 3.03),
     "lstsq": (lambda a, b: mx.sum(lstsq(a, b, method="cholesky").solution), 9, 1.38),
-    "ridge": (lambda a, b: mx.sum(ridge(a, b, 0.1)), 11, 1.38),
-    "adapt": (lambda a, b: mx.sum(readout().adapt(a, b, a) ** 2), 16, 1.39),
-    "projected_loss": (lambda a, b: readout().projected_loss(a, b), 6, 1.26),
-    "loo_loss": (lambda a, b: readout().loo_loss(a, b), 25, 5.9),
-    "RidgeClassifier.adapt": (lambda a, b: mx.sum(RidgeClassifier(N, K).adapt(a, labels(b), a) ** 2), 16, 1.39),
+    "lstsq, residuals": (lambda a, b: mx.sum(lstsq(a, b, method="cholesky").residuals), 4, 1.38),
+    "ridge": (lambda a, b: mx.sum(ridge(a, b, 0.1)), 10, 1.38),
+    "factorize": (lambda a, b: mx.sum(factorize(a, l2=0.1).solve(b)), 9, 1.38),
+    "nnls": (lambda a, b: mx.sum(nnls(a, b)), 10, 1.38),
+    "adapt": (lambda a, b: mx.sum(readout().adapt(a, b, a) ** 2), 9, 1.38),
+    "projected_loss": (lambda a, b: readout().projected_loss(a, b), 5, 1.26),
+    "loo_loss": (lambda a, b: readout().loo_loss(a, b), 24, 5.91),
+    "gcv": (lambda a, b: readout().gcv(a, b), 21, 3.71),
+    "uncertainty": (lambda a, b: mx.sum(readout().uncertainty(a, b).leverage), 24, 5.91),
+    "log_evidence": (lambda a, b: mx.sum(readout().log_evidence(a, b)), 10, 2.27),
+    "RidgeClassifier.adapt": (lambda a, b: mx.sum(RidgeClassifier(N, K).adapt(a, labels(b), a) ** 2), 9, 1.38),
+    "LogisticReadout.adapt": (lambda a, b: mx.sum(logistic().adapt(a, classes(a), a)), 4, 1.0),
+    "LogisticReadout.projected_loss": (lambda a, b: logistic().projected_loss(a, classes(a)), 2, 1.0),
+    "LogisticReadout.loo_loss": (lambda a, b: logistic().loo_loss(a, classes(a)), 3, 1.05),
+    "moments, solve_moments": (lambda a, b: mx.sum(solve_moments(moments(a, b), 0.1)[0]), 7, 1.13),
+    # The graph of a long sequence has more nodes than can be named, and its blocks are the same for all.
+    "causal_ridge": (lambda a, b: mx.sum(causal_ridge(a[:9], a[:9], b[:9], 1.0)), 6, 0.01),
 }
 
 

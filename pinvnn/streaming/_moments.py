@@ -116,7 +116,8 @@ def _attached(weighted: bool, bias: bool, of_xx: bool):
 
     def plain(x, y, w=None):
         m = reduce(merge_moments, block_moments(x, y, w, bias))
-        return m.xx if of_xx else mx.concatenate([part.reshape(-1) for part in (*m[:3], *m[4:])])
+        with on_cpu():
+            return m.xx if of_xx else mx.concatenate([part.reshape(-1) for part in (*m[:3], *m[4:])])
 
     return attach_like(plain, 2 + weighted, 2, 2, *[1] * weighted, 1 + of_xx)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .._mlx import array, fail, on_cpu, size
+from .._mlx import array, astype, dtypes, fail, large, matmul, on_cpu, size
 from .._rules import fading
 from .._types import ArrayLike
 from ._file import Path, read, write
@@ -120,7 +120,11 @@ class RecursiveLeastSquares:
     def __call__(self, x: mx.array) -> mx.array:
         """Predictions ``(..., output_dims)`` of the current readout for ``x`` ``(..., input_dims)``."""
         weight, bias = self._solve()
-        return x @ weight.T if bias is None else x @ weight.T + bias
+        work, out = dtypes.working(x, weight), dtypes.result(x, weight)
+        with large(work):
+            y = matmul(astype(x[None] if x.ndim == 1 else x, work), astype(weight, work).T)
+            y = y if bias is None else y + astype(bias, work)
+            return astype(y[0] if x.ndim == 1 else y, out)
 
     @property
     def weight(self) -> mx.array:
