@@ -135,6 +135,7 @@ def test_fits_within_bounds_are_scipy_s_on_the_full_problem(ends, weighted):
     assert found.rss.item() <= best * (1 + 1e-6)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_linear_parameter_on_its_bound_has_no_error_and_its_alpha_is_named():
     """Non-negative amplitudes of a sum with one term too many: its rate has no influence."""
     y = 2 * np.exp(-0.5 * T) - 0.3 * np.exp(-2 * T) + 0.5 + 0.01 * np.random.default_rng(0).standard_normal(T.size)

@@ -163,6 +163,7 @@ def test_narrow_data_are_worked_on_in_float32(dtype):
     assert found.rss.item() < 0.2 * T.size
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_rank_deficient_basis_has_the_shortest_linear_part_and_errors_of_what_is_determined(fitted):
     def twice(a):
         phi = decays(a)
