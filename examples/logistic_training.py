@@ -107,10 +107,10 @@ def main():
         runs = [run(seed, args.steps, bar) for seed in range(args.seeds)]
 
     print(f"\n{ROWS} digits to train on, {1797 - ROWS} to test, {args.steps} steps, {args.seeds} splits")
-    print(f"{'':<24}{'accuracy':>17}{'log-loss':>17}{'calibration error':>19}{'seconds':>15}")
+    print(f"{'':<24}{'accuracy':>17}{'log-loss':>17}{'calibration error':>19}{'seconds':>18}")
     for name in runs[0]:
         scores = [spread([r[name][0][i] for r in runs]) for i in range(3)]
-        print(f"{name:<24}{scores[0]:>17}{scores[1]:>17}{scores[2]:>19}{spread([r[name][2] for r in runs]):>15}")
+        print(f"{name:<24}{scores[0]:>17}{scores[1]:>17}{scores[2]:>19}{spread([r[name][2] for r in runs]):>18}")
     print("mean and standard deviation over splits")
 
     figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
