@@ -19,7 +19,8 @@ from ._solution import predict
 # A removed row has the error e_i = r_i / (1 - d h_i) if weight d of it is removed; h_i is its leverage with the part of
 # the intercept, 1 / sum(w). Where d h_i = 1 the row alone carries a direction, and this is 0 / 0. With L = 0 the fit of
 # minimum norm to the other rows has nothing in that direction, and with y_i = R a_i its error is
-#     e_i = <y_i, x> / (w_i |y_i|^2).
+#     e_i = <y_i, x> / (w_i |y_i|^2),
+# and under a penalty L far below rounding e_i = <y_i, L x> / (w_i <y_i, L y_i>).
 # If this holds for all rows (m <= n), it is the bordered form C = [[A A^T, 1], [1^T, 0]]^-1, e_i = (C b)_i / C_ii.
 
 
@@ -97,16 +98,21 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
             noise = noise * TRUSTED[p.entry_dtype]  # no values decided whether the rests have digits enough
         alone = mx.logical_and(mx.stop_gradient(rest) <= noise, mx.logical_and(part == 1, w > 0))
         rest = (1 - part) + part * rest
-        determined = p.l2 is None or (f.by_vectors and p.l2.shape[-2] == 1)
+        determined = p.l2 is None or f.by_vectors
         if f.certified or not determined:  # no row is alone, or it cannot be told from one that leaves very little
             rest = mx.where(alone, mx.array(float("nan"), mx.float64), rest)
             return residual / rest[..., None]
         y = astype(f.rows_times_inverse, mx.float64)
-        norms = mx.where(alone, w * mx.sum(y * y, axis=-1), 1)
+        # The same limit holds for a penalty far below eps s^2, but not for none at all: orthogonal is in the metric L.
+        across = y
+        if p.l2 is not None:
+            across = y * (p.l2 / mx.max(p.l2, axis=-2, keepdims=True)).mT if p.l2.shape[-2] > 1 else y
+        norms = mx.where(alone, w * mx.sum(across * y, axis=-1), 1)
         rest = mx.where(alone, 1, rest)
-        without = (y @ astype(f.solution, mx.float64)) / norms[..., None]
-        if p.l2 is not None:  # The same limit holds for a penalty far below eps s^2, but not for none at all.
-            without = mx.where(p.l2 > 0, without, mx.array(float("nan"), mx.float64))
+        without = (across @ astype(f.solution, mx.float64)) / norms[..., None]
+        if p.l2 is not None:
+            positive = mx.all(p.l2 > 0, axis=(-2, -1), keepdims=True)
+            without = mx.where(positive, without, mx.array(float("nan"), mx.float64))
         return mx.where(alone[..., None], without, residual / rest[..., None])
 
 

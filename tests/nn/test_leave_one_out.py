@@ -308,6 +308,30 @@ CASES = [
 
 
 @pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("size", [1e-22, 1e-18, 1e-12])
+@pytest.mark.parametrize("m", [5, 9])
+@pytest.mark.parametrize("kind", ["number", "feature", "both"])
+def test_a_row_that_alone_carries_a_direction_under_penalties_below_rounding(kind, m, size):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(m, 3)), rng.normal(size=(m, 2))
+    x[:, 2] = x[:, 1]
+    x[1, 2] += 1.0  # row 1 alone tells features 1 and 2 apart
+    l2 = {"number": np.array(size), "feature": size * np.array([[1.0], [1.0], [4.0]])}.get(kind)
+    l2 = size * np.array([[1.0, 2.0], [1.0, 3.0], [4.0, 1.0]]) if l2 is None else l2
+    penalties = np.broadcast_to(l2, (3, 2))
+    others = np.arange(m) != 1
+    rows, mean = x[others] - x[others].mean(axis=0), y[others].mean(axis=0)
+    expected = []
+    for t in range(2):  # of all solutions the one of least penalty: in features scaled by its root
+        root = np.sqrt(penalties[:, t])
+        weight = np.linalg.lstsq(rows / root * size**0.5, (y[others] - mean)[:, t], rcond=1e-10)[0] * size**0.5 / root
+        expected.append(mean[t] + (x[1] - x[others].mean(axis=0)) @ weight)
+    model = LeastSquaresReadout(3, 2, l2=mx.array(l2, mx.float64))
+    got = model.loo_predictions(mx.array(x, mx.float64), mx.array(y, mx.float64))[1]
+    np.testing.assert_allclose(np.array(got), expected, rtol=1e-5 + 1e-15 / max(size, 1e-13))
+
+
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_row_that_leaves_almost_nothing_where_values_are_unknown(bias, size):
