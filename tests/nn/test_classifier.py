@@ -205,6 +205,20 @@ def test_leave_one_out_logits_and_their_loss(iris):
     assert unweighted.loo_loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["weights", "class weights"])
+def test_leave_one_out_of_few_weighted_rows_of_many_features(kind):
+    x, labels, _, _ = episode(3, 2, 64, seed=1)
+    weights = np.array([0.3, 2.0, 1.0, 4.0, 0.5, 1.5])
+    class_weights, w = ([0.3, 2.0, 1.0], None) if kind == "class weights" else (None, weights)
+    model = RidgeClassifier(64, 3, l2=1e-6, class_weights=class_weights)
+    arrays = [mx.array(x, mx.float32), mx.array(labels)] + ([] if w is None else [mx.array(w, mx.float32)])
+    got = np.array(model.loo_predictions(*arrays))
+    for i in range(6):
+        kept = mx.array(np.delete(np.arange(6), i))
+        refit = model.adapt(arrays[0][kept], arrays[1][kept], arrays[0][i : i + 1], *(v[kept] for v in arrays[2:]))
+        np.testing.assert_allclose(got[i], np.array(refit)[0], atol=1e-3)
+
+
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("size", [1.0, 300.0])
 def test_the_loss_of_float64_has_its_digits(size):

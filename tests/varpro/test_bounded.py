@@ -164,6 +164,16 @@ def test_bounds_that_do_not_bind_change_nothing():
     np.testing.assert_array_equal(np.array(free.covariance), np.array(bound.covariance))
 
 
+def test_lanczos3_from_start_1_finds_a_lower_minimum_within_the_bounds():
+    # The terms are in another order, so that another one is the bounded one. SciPy goes there from start 1, too.
+    problem = next(p for p in NAMED if p.name == "Lanczos3")
+    data = problem.read()
+    size = np.abs(data.certified[[i for i in range(len(data.certified)) if i not in problem.nonlinear]])
+    upper = np.where(size == size.max(), 0.97, 10) * size
+    found = fit(problem, 1, linear_bounds=(-upper, upper)).result
+    assert found.converged and found.rss.item() == pytest.approx(data.rss, rel=1e-4)
+
+
 @pytest.mark.parametrize("problem", [p for p in NAMED if not p.split], ids=lambda p: p.name)
 def test_nist_s_problems_within_bounds(problem):
     """The largest linear parameter at most 0.97 of its certified value, against SciPy on the full problem."""
