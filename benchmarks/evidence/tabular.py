@@ -50,7 +50,7 @@ def _whole(name: str) -> Data:
     import statsmodels.api as sm
     from sklearn import datasets
 
-    if name in ("linnerud", "diabetes", "iris", "wine", "breast cancer", "digits"):
+    if name in ("linnerud", "diabetes", "wine", "breast cancer"):
         x, y = getattr(datasets, f"load_{name.replace(' ', '_')}")(return_X_y=True)
         return Data(x, y.reshape(len(y), -1) if name in ("linnerud", "diabetes") else y)
     frame = getattr(sm.datasets, name).load_pandas().data
