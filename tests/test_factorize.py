@@ -8,6 +8,8 @@ import pinvnn
 from pinvnn.testing import adjoint_check, gradcheck, transform_check
 from tests.support.cases import DTYPES, close, deficient, gaussian, numpy, positive, real
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 FORMS = {"tall": (6, 3), "wide": (3, 5), "square": (4, 4)}
 forms = pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
