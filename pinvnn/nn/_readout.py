@@ -1,7 +1,6 @@
 """A linear layer whose weights are a least-squares fit."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import mlx.core as mx
 
@@ -13,7 +12,7 @@ from ._evidence import check_variance, log_evidence
 from ._leave_one_out import errors, nan_for_other_rows, predictions, validation_score
 from ._problem import ReadoutProblem, centred, check_rows, features
 from ._solution import predict, rank_and_condition, smallest_objectives, solve
-from ._targets import Part, check_mask, columns_of, in_order, parts_of
+from ._targets import Part, Problems, check_mask, columns_of_bounds, masked, parts_of
 from ._uncertainty import Uncertainty, uncertainty
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ class LeastSquaresReadout(Readout):
         weights: ArrayLike | None,
         mask: ArrayLike | None,
         exact: bool = False,
-    ) -> "_Problems":
+    ) -> Problems:
         """The centred problems of targets that are known for the same rows."""
         x, y, weights, vector = self._rows(method, x, y, weights)
         whole = x, y, weights, self._checked_penalty(method, x)
@@ -186,13 +185,13 @@ class LeastSquaresReadout(Readout):
         else:
             known = check_mask(f"{type(self).__name__}.{method}", mask, y, vector)
             parts = parts_of(known)
-            rows = [_masked(part, *whole) for part in parts]
+            rows = [masked(part, *whole) for part in parts]
 
         def problem(i: int, double: bool) -> ReadoutProblem:
             p = centred(*rows[i], "bias" in self, double, self._method)
-            return p if self._bounds is None else p._replace(bounds=_columns_of_bounds(self._bounds, parts[i]))
+            return p if self._bounds is None else p._replace(bounds=columns_of_bounds(self._bounds, parts[i]))
 
-        return _Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
+        return Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
 
     def fit(
         self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, mask: ArrayLike | None = None
@@ -299,7 +298,7 @@ class LeastSquaresReadout(Readout):
         return self._solution(self._problems("solve", x, y, weights, mask))
 
     def _solution(
-        self, problems: "_Problems", dtype: mx.Dtype | None = None
+        self, problems: Problems, dtype: mx.Dtype | None = None
     ) -> tuple[mx.array, mx.array | None]:
         """Weight and bias in ``dtype``, by default that of the input."""
         weights, biases = [], []
@@ -432,7 +431,7 @@ class LeastSquaresReadout(Readout):
         weights: ArrayLike | None,
         removed: str,
         mask: ArrayLike | None,
-    ) -> tuple["_Problems", list[mx.array]]:
+    ) -> tuple[Problems, list[mx.array]]:
         problems = self._problems(method, x, y, weights, mask, exact=True)
         part = self._part(method, weights, removed)
         if part is not None and problems.stacked:
@@ -569,46 +568,5 @@ class LeastSquaresReadout(Readout):
         return uncertainty(p, weights_are)
 
 
-class _Problems(NamedTuple):
-    """A problem for each set of targets that are known for the same rows, and how to put their results together."""
-
-    parts: list[Part]
-    centred: list[ReadoutProblem]
-    centre: Callable[[int, bool], ReadoutProblem]
-    vector: bool
-
-    @property
-    def stacked(self) -> bool:
-        """Whether each target is a problem of its own, along a batch dimension."""
-        return self.parts[0].columns is None
-
-    def in_order(self, values: list[mx.array]) -> mx.array:
-        """``(..., r, k)`` from the results ``(..., r, .)`` of the problems."""
-        return values[0] if len(values) == 1 and not self.stacked else in_order(self.parts, values)
-
-
-def _columns_of_bounds(bounds, part: Part):
-    with on_cpu():
-        return tuple(columns_of(bound, part) if isinstance(bound, mx.array) else bound for bound in bounds)
-
-
 def _shown(bound) -> object:
     return f"array{bound.shape}" if isinstance(bound, mx.array) else bound
-
-
-def _masked(
-    part: Part, x: mx.array, y: mx.array, weights: mx.array | None, l2: mx.array | None
-) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
-    """The rows and the penalty of a part, as :func:`centred` takes them: what is not known has weight 0."""
-    dtype = dtypes.working(x, y)
-    with large(dtype):
-        known = part.known.astype(dtype)
-        if part.columns is None:
-            x, weights = x[..., None, :, :], None if weights is None else weights[..., None, :]
-        w = known if weights is None else known * weights
-        targets = columns_of(y, part)
-        targets = mx.where(part.known[..., None], targets, mx.zeros_like(targets))
-    if l2 is not None:
-        with on_cpu():
-            l2 = columns_of(l2, part)
-    return x, targets, w, l2

@@ -1,13 +1,14 @@
 """Targets that are known for some rows only: one problem for each distinct column of the mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from .._mlx import checks, large, on_cpu, visible
+from .._mlx import checks, dtypes, large, on_cpu, visible
 from .._types import ArrayLike
+from ._problem import ReadoutProblem
 
 
 class Part(NamedTuple):
@@ -70,3 +71,45 @@ def in_order(parts: Sequence[Part], values: Sequence[mx.array]) -> mx.array:
             assert part.columns is not None
             found.update({t: value[..., i : i + 1] for i, t in enumerate(part.columns)})
         return mx.concatenate([found[t] for t in sorted(found)], axis=-1)
+
+
+class Problems(NamedTuple):
+    """A problem for each set of targets that are known for the same rows, and how to put their results together."""
+
+    parts: list[Part]
+    centred: list[ReadoutProblem]
+    centre: Callable[[int, bool], ReadoutProblem]
+    vector: bool
+
+    @property
+    def stacked(self) -> bool:
+        """Whether each target is a problem of its own, along a batch dimension."""
+        return self.parts[0].columns is None
+
+    def in_order(self, values: list[mx.array]) -> mx.array:
+        """``(..., r, k)`` from the results ``(..., r, .)`` of the problems."""
+        return values[0] if len(values) == 1 and not self.stacked else in_order(self.parts, values)
+
+
+def masked(
+    part: Part, x: mx.array, y: mx.array, weights: mx.array | None, l2: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
+    """The rows and the penalty of a part, as :func:`centred` takes them: what is not known has weight 0."""
+    dtype = dtypes.working(x, y)
+    with large(dtype):
+        known = part.known.astype(dtype)
+        if part.columns is None:
+            x, weights = x[..., None, :, :], None if weights is None else weights[..., None, :]
+        w = known if weights is None else known * weights
+        targets = columns_of(y, part)
+        targets = mx.where(part.known[..., None], targets, mx.zeros_like(targets))
+    if l2 is not None:
+        with on_cpu():
+            l2 = columns_of(l2, part)
+    return x, targets, w, l2
+
+
+def columns_of_bounds(bounds, part: Part):
+    """Bounds of the weights for the targets of a part."""
+    with on_cpu():
+        return tuple(columns_of(bound, part) if isinstance(bound, mx.array) else bound for bound in bounds)
