@@ -11,6 +11,7 @@ from .checks import array as array
 from .checks import fail as fail
 from .eager import visible as visible
 from .linear_problem import without_unweighted as without_unweighted
+from .matmul import addmm as addmm
 from .matmul import matmul as matmul
 from .numbers import refuse_inexact_integers as refuse_inexact_integers
 from .numbers import size as size

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .._mlx import on_cpu
+from .._mlx import addmm, on_cpu
 
 BINS = 15  # of the expected calibration error
 SCALES = 23  # how many scales of the probabilities are tried
@@ -96,7 +96,8 @@ class Tally:
     def _predict(self, layer: int, features: mx.array) -> mx.array:
         """Outputs ``(rows, penalties, outputs)`` of the readouts of a layer: one product for the whole grid."""
         weight, bias = self.weights[layer], self.biases[layer]
-        flat = mx.addmm(bias.reshape(-1), features, weight.reshape(-1, weight.shape[2]).T)
+        features = features.astype(mx.float32)
+        flat = addmm(bias.reshape(-1), features, weight.reshape(-1, weight.shape[2]).T)
         return flat.reshape(-1, *weight.shape[:2])
 
     def _layer(self, predicted: mx.array, targets: mx.array) -> mx.array:

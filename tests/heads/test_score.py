@@ -98,6 +98,7 @@ def test_log_loss_and_calibration_error_are_those_of_scikit_learn(classified, lo
         assert result.test_calibration_error[layer] == pytest.approx(calibration_error(p, labels), abs=1e-3)
 
 
+@pytest.mark.usefixtures("on_cpu")  # a head with stored weights is a linear layer
 def test_a_head_has_the_probabilities_that_its_report_scores(classified, loaded, topics, tmp_path):
     found = texts_of(60, 2)
     head = classified.head()
