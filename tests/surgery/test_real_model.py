@@ -66,7 +66,7 @@ def test_repair(pair, folder, data):
 def test_shorten(folder, data, tmp_path):
     from mlx_lm import load
 
-    shortened = surgery.replace_layers(str(folder), data, 2, start=24)
+    shortened = surgery.replace_layers(str(folder), data, 2, start=14)
     fit = shortened.fits[0]
     assert fit["fitted"] < fit["predicted"] < fit["dropped"]
     shortened.save(tmp_path / "short")
@@ -82,7 +82,7 @@ def test_erase(pair, data):
 
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
     labels = [row["label"] for row in rows]
-    eraser = surgery.erase(pair, data, 15)
+    eraser = surgery.erase(pair, data, 15, pooling="mean")
     with eraser.installed(pair[0]):
         x = np.array(extract(pair, [row["text"] for row in rows], layers=[15], pooling="mean")[0], np.float64)
     share = max(labels.count(label) for label in set(labels)) / len(labels)
