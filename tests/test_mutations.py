@@ -29,6 +29,7 @@ FUNCTIONS = {
     "pinv": "_pinv", "lstsq": "_lstsq", "ridge": "_ridge", "normal_ridge": "_ridge", "normal_lstsq": "_lstsq",
     "causal_ridge_step": "_causal", "factorize": "_factorize", "LeastSquaresReadout": "nn", "LogisticReadout": "nn",
     "nnls": "_nnls", "lsq_linear": "_nnls", "gcv_moments": "streaming", "moments": "streaming",
+    "mean_cross_entropy": "_rules.logistic",
 }
 
 # These build rules or hand constants on: what they return is no array.
@@ -364,6 +365,15 @@ def numpy_logistic_left_out(a, w, l2):
     return a @ t + step
 
 
+def numpy_logistic_loss(a, w, l2):
+    return numpy_cross_entropy(numpy_logistic_left_out(a, w, l2), w)
+
+
+def numpy_cross_entropy(v, w):
+    losses = np.log(np.exp(v).sum(axis=1)) - np.sum(v * LABELS, axis=1)
+    return w @ losses / w.sum()
+
+
 def logistic(method):
     """``method(layer, a, labels, w)`` for a readout of three classes whose penalty is differentiable."""
 
@@ -422,6 +432,9 @@ PROBLEMS = {
     "logistic, objective": (logistic(lambda layer, *args: layer.projected_loss(*args)),
                             numpy_logistic_objective, "aws"),
     "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args)), numpy_logistic_left_out, "aws"),
+    "logistic, left-out loss": (logistic(lambda layer, *args: layer.loo_loss(*args)), numpy_logistic_loss, "aws"),
+    "logistic, mean loss": (lambda p, v: p["mean_cross_entropy"](v, mx.array(LABELS), None),
+                            lambda v: numpy_cross_entropy(v, ONES), "a"),
     "gcv": (readout(lambda layer, *args: layer.gcv(*args)), numpy_gcv, "abws"),
     "gcv, truncated": (readout(lambda layer, *args: layer.gcv(*args)), partial(numpy_gcv, l2=None), "abw"),
     "gcv, streamed": (streamed_gcv, numpy_streamed_gcv, "abws"),

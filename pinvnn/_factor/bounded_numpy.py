@@ -58,7 +58,7 @@ def _pivot(p: Problem):
     for _ in range(3 * n + 20):
         found = solve(np, _by_lu, now, here)
         moves = wrong(np, now, here, *found)
-        on = (moves[0] | moves[1] | moves[2]).any(axis=-1)
+        on = np.any(moves, axis=(0, -1))
         if not on.all():
             gone = rest[~on]
             solved[gone], state[gone] = True, here[~on]

@@ -8,6 +8,7 @@ from .._types import ArrayLike, Stream
 from . import checks, dtypes
 from .eager import visible
 from .place import CPU, astype, large
+from .shapes import unbroadcast
 
 
 class LinearProblem(NamedTuple):
@@ -62,5 +63,6 @@ def without_unweighted(rows: list[mx.array], w: mx.array) -> tuple[list[mx.array
     for i, x in enumerate(rows):
         bad = mx.logical_and(w == 0, ~mx.all(mx.isfinite(x), axis=-1))
         rows = [*rows[:i], mx.where(bad[..., None], mx.zeros_like(x), x), *rows[i + 1 :]]
-        w = mx.where(bad, mx.zeros_like(w), w)
+        # The weight may serve several problems of a batch.
+        w = mx.where(unbroadcast(bad.astype(mx.int32), w.shape) > 0, mx.zeros_like(w), w)
     return rows, w
