@@ -58,7 +58,7 @@ class Adapter:
         return Adapter(parts, rank, self.skipped)
 
     def errors(self) -> dict[str, tuple[float, float]]:
-        """Relative error of the output of each layer, before and after: the root of mean |dy|^2 / mean |y|^2."""
+        """Relative error of each layer's output y, before and after: the root of ``mean(|dy|^2) / mean(|y|^2)``."""
         found = {}
         for name, c in self._corrections.items():
             after = max(c.error - float(c.removed.sum()), 0.0)
