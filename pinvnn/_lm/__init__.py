@@ -4,6 +4,7 @@ What the layers above (heads, surgery) may use of this room is imported here, an
 """
 
 from .accumulate import accumulate as accumulate
+from .accumulate import reduced as reduced
 from .command import run_command as run_command
 from .data import Dataset as Dataset
 from .data import Label as Label
@@ -44,3 +45,4 @@ from .stream import Clock as Clock
 from .stream import Reader as Reader
 from .stream import TextReader as TextReader
 from .stream import Texts as Texts
+from .stream import check_batch_size as check_batch_size

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+import mlx.core as mx
+
 from ..streaming import ReadoutStatistics
 from .data import Split
 from .files import Checkpoint
@@ -54,3 +56,13 @@ def accumulate(
                 saved.save(found, chunks, tokens)
             last = time.monotonic()
     return found, resumed
+
+
+def reduced(
+    reader: TextReader, statistics: Sequence[ReadoutStatistics], group: mx.distributed.Group
+) -> list[ReadoutStatistics]:
+    """The statistics of all processes of ``group``, from each one's own."""
+    if group.size() == 1:
+        return list(statistics)
+    with reader.clock.measure("statistics"):
+        return [stats.all_reduce(group) for stats in statistics]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from .._mlx import fail
 from .data import Dataset, Row, Split, read_rows
 from .extract import Pooling, pad, read_features
 from .model import LanguageModel
@@ -75,6 +76,12 @@ class Clock:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def check_batch_size(name: str, batch_size: int) -> None:
+    """Raise ValueError in the name of a module unless ``batch_size`` is 1 or more."""
+    if batch_size < 1:
+        fail(name, "batch_size must be 1 or more", batch_size, "Pass 16, say.")
 
 
 @dataclass

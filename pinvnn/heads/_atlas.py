@@ -21,6 +21,7 @@ from .._lm import (
     check_layers,
     load_model,
     read_dataset,
+    reduced,
     tokens_needed,
 )
 from .._mlx import fail
@@ -161,9 +162,7 @@ def run(
             saved = RowCheckpoint(folder, run_of, group.rank(), rows, CHUNK)
     statistics = [ReadoutStatistics(sizes[layer], reader.dataset.output_dims) for layer in reader.layers]
     statistics, resumed = _accumulate(reader, statistics, saved, options, rows)
-    if group.size() > 1:
-        with reader.clock.measure("statistics"):
-            statistics = [stats.all_reduce(group) for stats in statistics]
+    statistics = reduced(reader, statistics, group)
     with reader.clock.measure("solve"):
         solved = [solve_grid(stats, options.grid) for stats in statistics]
         spreads = [score_spread(stats, weights) for stats, (weights, *_) in zip(statistics, solved, strict=True)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from .._lm import Pooling, Task, check_pooling, check_task
+from .._lm import Pooling, Task, check_batch_size, check_pooling, check_task
 from .._mlx import fail
 
 #: What is fitted: least squares with a penalty, or cross-entropy with one.
@@ -35,8 +35,7 @@ class Options:
     def __post_init__(self) -> None:
         self.grid = check_grid(self.l2)
         self.pooling = check_pooling(self.pooling)
-        if self.batch_size < 1:
-            fail("heads", "batch_size must be 1 or more", self.batch_size, "Pass 16, say.")
+        check_batch_size("heads", self.batch_size)
         check_task(self.task)
         if self.readout not in ("ridge", "logistic"):
             fail("heads", 'readout must be "ridge" or "logistic"', repr(self.readout), 'Take "ridge".')

@@ -32,7 +32,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--rank", type=int, default=32, help="Rank of the corrections. Default: 32.")
     parser.set_defaults(run=run_repair)
 
-
     parser = commands.add_parser(
         "shorten",
         help="Take layers out of a model.",
@@ -45,7 +44,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--start", type=int, help="The layer before them, 1 is the first. Default: the best.")
     parser.add_argument("--l2", type=float, help="Penalty; inf drops the layers. Default: by cross validation (GCV).")
     parser.set_defaults(run=run_shorten)
-
 
     parser = commands.add_parser(
         "erase",

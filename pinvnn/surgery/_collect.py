@@ -20,11 +20,13 @@ from .._lm import (
     TextReader,
     Texts,
     accumulate,
+    check_batch_size,
     check_folder,
     first_array,
     load_model,
     pad,
     read_texts,
+    reduced,
     reporting,
 )
 from .._mlx import fail
@@ -112,8 +114,7 @@ def collect(
     """
     source = load_model(model, max_length)
     group = group or mx.distributed.init()
-    if batch_size < 1:
-        fail("surgery", "batch_size must be 1 or more", batch_size, "Pass 16, say.")
+    check_batch_size("surgery", batch_size)
     if output is not None and group.rank() == 0:
         check_folder(Path(output) / CHECKPOINT)
     split = read_texts(data, source)
@@ -134,10 +135,7 @@ def collect(
 
     empty = [ReadoutStatistics(size, 0) for size in dims.values()]
     statistics, resumed = accumulate(reader, split, empty, add, saved, save_every=save_every, restart=restart)
-    if group.size() > 1:
-        with reader.clock.measure("statistics"):
-            statistics = [stats.all_reduce(group) for stats in statistics]
-    found = dict(zip(watched, statistics, strict=True))
+    found = dict(zip(watched, reduced(reader, statistics, group), strict=True))
     found.update({name: found[leader] for name, leader in followers.items()})
     return ActivationStatistics(found, tuple(skipped), reader.clock, resumed)
 

@@ -18,12 +18,14 @@ from .._lm import (
     Task,
     Texts,
     accumulate,
+    check_batch_size,
     check_folder,
     check_pooling,
     hidden_states,
     load_model,
     pad,
     read_dataset,
+    reduced,
     tokens_needed,
 )
 from .._mlx import fail
@@ -121,8 +123,7 @@ def run_erase(
     tokens = pooling == "tokens"
     chosen = "mean" if tokens else check_pooling(pooling)
     pooling = "tokens" if tokens else chosen
-    if batch_size < 1:
-        fail("surgery", "batch_size must be 1 or more", batch_size, "Pass 16, say.")
+    check_batch_size("surgery", batch_size)
     source = load_model(model, max_length)
     group = group or mx.distributed.init()
     layers = len(block_names(source.model))
@@ -147,9 +148,8 @@ def run_erase(
 
     empty = [ReadoutStatistics(_state_size(source, layer), dataset.output_dims)]
     timing: dict[str, Any] = {"save_every": save_every, "restart": restart, "labelled": True}
-    (stats,), resumed = accumulate(reader, split, empty, add, saved, **timing)
-    if group.size() > 1:
-        stats.all_reduce(group)
+    statistics, resumed = accumulate(reader, split, empty, add, saved, **timing)
+    (stats,) = reduced(reader, statistics, group)
     with reader.clock.measure("solve"):
         config = EraserConfig(source.name, source.model_type, layer, stats.input_dims, pooling, dataset.classes)
         eraser = Eraser(config, *factors(stats))

@@ -20,9 +20,11 @@ from .._lm import (
     TextReader,
     Texts,
     accumulate,
+    check_batch_size,
     check_folder,
     load_model,
     read_texts,
+    reduced,
 )
 from .._mlx import fail
 from ..streaming import ReadoutStatistics
@@ -214,8 +216,7 @@ def replace_layers(
     """
     source, l2 = load_model(model, max_length), check_l2(l2)
     group = group or mx.distributed.init()
-    if batch_size < 1:
-        fail("surgery", "batch_size must be 1 or more", batch_size, "Pass 16, say.")
+    check_batch_size("surgery", batch_size)
     starts = _starts(source, skip, start)
     if output is not None and group.rank() == 0:
         check_folder(Path(output) / CHECKPOINT)
@@ -237,10 +238,8 @@ def replace_layers(
             rows.flush()
 
     options: dict[str, Any] = {"save_every": save_every, "restart": restart}
-    spans.statistics, resumed = accumulate(reader, split, spans.statistics, add, saved, **options)
-    if group.size() > 1:
-        with reader.clock.measure("statistics"):
-            spans.statistics = [stats.all_reduce(group) for stats in spans.statistics]
+    statistics, resumed = accumulate(reader, split, spans.statistics, add, saved, **options)
+    spans.statistics = reduced(reader, statistics, group)
     with reader.clock.measure("solve"):
         fits = fit_all(spans, l2)
     return Shortened(source, spans, fits, reader.clock, resumed)
