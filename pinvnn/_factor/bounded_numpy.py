@@ -22,7 +22,7 @@ def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array]:
         x, state = _pivot_all(p, *arrays[:4])
         x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
         if exact:
-            x = refined(np, _inverse_in_numpy, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
+            x = refined(np, _if_regular, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
         x = within(np, x, state, lower, upper)
     return mx.array(x, mx.float64), mx.array(state, mx.int32)
 
@@ -80,6 +80,16 @@ def _by_lu(c, rhs):
         return np.linalg.solve(c + 1e-13 * np.eye(c.shape[-1]), rhs[..., None])[..., 0]
 
 
+def _if_regular(c, rhs):
+    """``c^-1 rhs``, NaN where ``c`` is singular but for rounding."""
+    n = c.shape[-1]
+    try:
+        least = np.square(np.diagonal(np.linalg.cholesky(c), axis1=-2, axis2=-1)).min(axis=-1)
+    except np.linalg.LinAlgError:  # some of the matrices are singular
+        least = np.linalg.eigvalsh(c)[..., 0]
+    return np.where((least > max(n * n * EPS, 1e-14))[..., None], _by_lu(c, rhs), np.nan)
+
+
 def _one_by_active_set(p: Problem, at, a, b, w, l2):
     """Solve for x and state of the one problem ``at`` an index over (batch, targets)."""
     batch, t = p.q.shape[:-2], at[-1]
@@ -123,15 +133,3 @@ def _numpy_slope(a, b, w, x):
     """A^T D (b - A x) of float64 arrays."""
     rest = b - a @ x
     return a.swapaxes(-1, -2) @ (rest if w is None else w[..., None] * rest)
-
-
-def _inverse_in_numpy(c):
-    """:func:`_inverse_in_graph` of a NumPy array."""
-    n = c.shape[-1]
-    try:
-        inverse = np.linalg.inv(c)
-    except np.linalg.LinAlgError:  # some of the matrices are singular, and will be seen to be
-        inverse = np.linalg.inv(c + 1e-15 * np.eye(n))
-    loss = np.trace(inverse, axis1=-2, axis2=-1)  # The diagonal of c is 1.
-    sound = (np.diagonal(inverse, axis1=-2, axis2=-1) > 0).all(axis=-1) & (loss <= min(1 / (n * EPS), 1e14))
-    return np.where(sound[..., None, None], inverse, np.nan)

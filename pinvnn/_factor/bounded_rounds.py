@@ -48,7 +48,7 @@ def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     diagonal = xp.diagonal(gram, axis1=-2, axis2=-1)
     lengths = xp.sqrt(xp.where(diagonal > 0, diagonal, one))
     c, q = gram / lengths[..., None] / lengths[..., None, :], rhs / lengths
-    c = c * (1 - eye) + eye  # of a column of zeros, too: its variable is then 0, or what bound is nearest
+    c = xp.where(eye > 0, one, c)  # of a column of zeros, too: its variable is then 0, or what bound is nearest
     # At least |D^(1/2) b|, without a copy of b in float64.
     m = b.shape[-2]
     total = xp.array(float(m), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
@@ -56,10 +56,10 @@ def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     ordered = xp.logical_and(lower <= upper, xp.logical_and(lower < math.inf, upper > -math.inf))
     whole = xp.broadcast_shapes(q.shape, lower.shape, upper.shape, (*c.shape[:-2], n), (*size.shape[:-1], n))
     ordered = xp.all(xp.broadcast_to(ordered, whole), axis=-1, keepdims=True)
-    finite = xp.isfinite(xp.sum(c, axis=(-2, -1))[..., None] + xp.sum(q + lengths, axis=-1, keepdims=True) + size)
-    good = xp.logical_and(ordered, finite)
+    sums = xp.sum(c, axis=(-2, -1), keepdims=True)
+    good = xp.logical_and(ordered, xp.isfinite(sums[..., 0] + xp.sum(q + lengths, axis=-1, keepdims=True) + size))
     # By itself, so that one matrix may stay one for all targets.
-    c = xp.where(xp.isfinite(xp.sum(c, axis=(-2, -1), keepdims=True)), c, eye)
+    c = xp.where(xp.isfinite(sums), c, eye)
     q, size = xp.where(good, q, zero), xp.where(good, size, zero)
     lower, upper = xp.where(good, lower * lengths, zero), xp.where(good, upper * lengths, one)
     low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
@@ -80,9 +80,8 @@ def solve(xp, solver: Callable[[Any, Any], Any], p: Problem, state):
 
 
 def free_part(xp, c, free):
-    """The free rows and columns of ``c``; those of the identity for the others."""
-    on = free.astype(xp.float64)
-    return c * (on[..., None] * on[..., None, :]) + xp.eye(c.shape[-1], dtype=xp.float64) * (1 - on)[..., None, :]
+    """The free rows and columns of ``c``, whose diagonal is 1; those of the identity for the others."""
+    return xp.where(xp.logical_and(free[..., None], free[..., None, :]), c, xp.eye(c.shape[-1], dtype=xp.float64))
 
 
 def times(c, x):
@@ -118,14 +117,14 @@ def snapped(xp, p: Problem, state, x, noise):
     return xp.where(low, -1, xp.where(high, 1, state))
 
 
-def refined(xp, inverse: Callable[[Any], Any], p: Problem, x, state, slope):
-    """The minimizer ``x`` moved by Newton's step for the free variables, where ``inverse`` has one.
+def refined(xp, solver: Callable[[Any, Any], Any], p: Problem, x, state, slope):
+    """The minimizer ``x`` moved by Newton's step for the free variables, NaN by ``solver`` where there is none.
 
     Iterative refinement, by half the negative gradient ``slope`` at ``x``: forming the Gram matrix has lost digits.
     """
     free, lengths = xp.swapaxes(state == 0, -1, -2), p.lengths
     slope = xp.where(free, xp.swapaxes(slope, -1, -2) / lengths, 0.0)
-    step = xp.swapaxes(times(inverse(free_part(xp, p.c, free)), slope) / lengths, -1, -2)
+    step = xp.swapaxes(solver(free_part(xp, p.c, free), slope) / lengths, -1, -2)
     return x + xp.where(xp.isfinite(step), step, 0.0)
 
 

@@ -54,7 +54,7 @@ def bounded_solution(
         x, state = _in_graph(p)
         x, state = (x / p.lengths).mT, state.mT
         if a.dtype == mx.float64:
-            x = refined(mx, _inverse_in_graph, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
+            x = refined(mx, _if_regular, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
         return within(mx, x, state, lower, upper), state
 
 
@@ -117,8 +117,8 @@ def _definite(c, rhs):
     return x
 
 
-def _inverse_in_graph(c):
-    """The inverse of definite ``c``, NaN for a singular one."""
+def _if_regular(c, rhs):
+    """``c^-1 rhs`` of a definite ``c``, NaN for a singular one."""
     found = cholesky_factor(c, mx.float64)
     f = nan_unless(found.sound, found.right)
-    return (f.v @ f.v.mT) * (f.r * f.r)
+    return times(f.v, times(f.v.mT, rhs)) * mx.squeeze(f.r * f.r, -1)
