@@ -10,6 +10,7 @@ A wide problem without weights or penalty is solved in its tall form: ``tall`` i
 """
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -42,6 +43,9 @@ from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
 from ._rules.square import attach_inverse, attach_square_solve
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class Factorization:
     """A factored problem without a penalty; subclasses say how.
@@ -63,6 +67,11 @@ class Factorization:
     def tall_pinv(self) -> mx.array:
         """The pseudo-inverse of ``tall`` without weights."""
         raise NotImplementedError
+
+    @property
+    def factor(self) -> RightFactor:
+        """The right factor, full or with singular vectors, whichever costs less."""
+        return self.vectors
 
     @property
     def vectors(self) -> RightFactor:
@@ -106,6 +115,15 @@ class Factorization:
             s = (mx.where(real, root, s) / f.r[..., 0]).astype(dtypes.real(a.dtype))
             return s[..., : min(m, n)]
 
+    def evaluated_spectrum(self) -> "tuple[np.ndarray, np.ndarray]":
+        """Rank and singular values of real arrays that may be evaluated; no vectors are computed for them."""
+        import numpy as np  # here, since it takes longer to import than all of MLX
+
+        f = self.factor
+        with np.errstate(all="ignore"):
+            s = np.asarray(f.s) if not f.full else 1 / np.linalg.svd(np.asarray(f.v), compute_uv=False)[..., ::-1]
+            return np.asarray(self.rank), s / np.asarray(f.r)[..., 0]
+
     def logdet(self) -> mx.array:
         """Logarithm of the determinant of A^H D A, ``(...)`` in float64; -inf where a singular value is dropped."""
         if self.tall is not self.a:
@@ -148,9 +166,13 @@ class FullRank(Factorization):
         super().__init__(a, w)
         self._known, self._b, self._cutoffs, self._verified = known, b, (rtol, atol), verified
 
+    @property
+    def factor(self) -> RightFactor:
+        return self._known.right if self._verified else self.vectors
+
     @cached_property
     def vectors(self) -> RightFactor:
-        return with_vectors(self._known.right) if self._verified else right_factor(self.tall, self.w, *self._cutoffs)[0]
+        return with_vectors(self.factor) if self._verified else right_factor(self.tall, self.w, *self._cutoffs)[0]
 
     @property
     def rank(self):
@@ -191,8 +213,12 @@ class Square(Factorization):
         self._inverse = value
 
     @cached_property
+    def factor(self) -> RightFactor:
+        return factor_of_inverse(self._inverse)
+
+    @cached_property
     def vectors(self) -> RightFactor:
-        return with_vectors(factor_of_inverse(self._inverse))
+        return with_vectors(self.factor)
 
     @property
     def rank(self):

@@ -227,14 +227,14 @@ class LeastSquaresReadout(Readout):
         problems = self._problems("fit", x, y, weights, mask)
         weight, bias = self._solution(problems, self._stored_dtype(checked, targets))
         found = [rank_and_condition(p) for p in problems.centred]
-        mx.eval(weight, bias, found)
+        mx.eval(weight, bias)
         with on_cpu():
             if not all_true(mx.isfinite(weight)):
                 rule, remedy = "the problem must have a unique solution", "Pass l2=0 for that of minimum norm."
                 self._fail(rule, f"a singular one with l2={self.l2}", remedy, "fit")
         self._store(weight, bias)
         ranks, conditions = zip(*found, strict=True)
-        self._fitted = int(min(rank.item() for rank in ranks)), float(max(cond.item() for cond in conditions))
+        self._fitted = min(ranks), max(conditions)
         return self
 
     def _check_values(self, x: mx.array, y: mx.array, w: mx.array | None, known: mx.array | None) -> None:

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 
+from .._factorizations import factor_problem
 from .._lstsq import lstsq
 from .._mlx import astype, large, matmul, on_cpu
 from .._ridge import ridge
@@ -39,16 +40,13 @@ def smallest_objectives(p: ReadoutProblem) -> mx.array:
     return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype, p.method)
 
 
-def rank_and_condition(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
+def rank_and_condition(p: ReadoutProblem) -> tuple[int, float]:
     """Rank of the weighted, centred features, and the ratio of their largest to their smallest counted singular value.
 
-    ``(...)`` each, lazy; by :func:`pinvnn.lstsq`, so that without a penalty they are those of the solution itself.
+    Both by :func:`pinvnn.lstsq`'s factorization, so that without a penalty they are those of the solution itself. For
+    arrays ``(m, n)`` that may be evaluated.
     """
-    result = lstsq(p.a, p.b, weights=p.w)
-    with on_cpu():
-        rank, s = result.rank[..., None], astype(result.singular_values, mx.float64)
-        if s.shape[-1] == 0:
-            return result.rank, mx.ones(result.rank.shape, mx.float64)
-        last = mx.arange(s.shape[-1]) == rank - 1
-        smallest = mx.sum(mx.where(last, s, mx.zeros_like(s)), axis=-1)
-        return result.rank, mx.where(smallest > 0, s[..., 0] / smallest, mx.array(1.0, mx.float64))
+    if p.a.size == 0:
+        return 0, 1.0
+    rank, s = factor_problem(p.a, p.w).evaluated_spectrum()
+    return int(rank), float(s[0] / s[rank - 1]) if rank else 1.0
