@@ -4,9 +4,11 @@
     Square       real square A of full rank        the inverse by LU
     FullRank     full rank that is verified        a Cholesky factor of the Gram matrix, corrected in float64
     Truncated    everything without a penalty      singular vectors
-    Penalized    a penalty, the same for all b     (K + L)^-1 (``_factor/ridge_inverse.py``)
+    Penalized    a penalty                         (K + L)^-1 (``_factor/ridge_inverse.py``)
+    Dual         one l2 for all features, m < n    (A A^H + l2 D^-1)^-1
 
-A wide problem without weights or penalty is solved in its tall form: ``tall`` is A^H then, and A otherwise.
+Which of them serves a problem is decided in ``_methods.py``. A wide problem without weights or penalty is solved in its
+tall form: ``tall`` is A^H then, and A otherwise.
 """
 
 from functools import cached_property
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ._factor.full_rank import Certified, factor_of_inverse, full_rank, inverse_by_lu, with_vectors
+from ._factor.full_rank import Certified, factor_of_inverse, with_vectors
 from ._factor.rank import default_rtol
 from ._factor.ridge_inverse import inverse_of_ridge
 from ._factor.ridge_values import RidgeInverse, Route, solution
@@ -31,8 +33,9 @@ from ._factor.values import (
 )
 from ._mlx import dtypes
 from ._mlx.blocks import times
-from ._mlx.complex import h, stack, unstack
+from ._mlx.complex import embed, h, stack, unstack
 from ._mlx.place import CPU, astype, large, on_cpu
+from ._rules.dual import dual_solution
 from ._rules.envelope import objective_at_minimum
 from ._rules.logdet import logdet
 from ._rules.pinv import attach_pinv, attach_pinv_by_vectors
@@ -42,9 +45,12 @@ from ._rules.ridge import penalized_inverse
 from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
 from ._rules.square import attach_inverse, attach_square_solve
+from ._types import RidgeMethod
 
 if TYPE_CHECKING:
     import numpy as np
+
+Cutoffs = tuple[mx.array | float | None, mx.array | float | None]
 
 
 class Factorization:
@@ -234,13 +240,15 @@ class Square(Factorization):
 class Penalized(Factorization):
     """(K + L)^-1. Rank and singular values are those of the weighted matrix without the penalty."""
 
-    def __init__(self, a, w, l2: mx.array, route: Route, b=None, cutoffs=(None, None)):
-        """``l2`` is ``(..., 1 or n, 1 or k)``; ``route`` is not the dual one."""
+    def __init__(
+        self, a, w, l2: mx.array, route: Route, method: RidgeMethod = "auto", b=None, cutoffs: Cutoffs = (None, None)
+    ):
+        """``l2`` is ``(..., 1 or n, 1 or k)``, with k = 1 for all but :meth:`solve`; ``route`` is not the dual one."""
         super().__init__(a, w)
         with on_cpu():  # a penalty by feature is that of the embedded Gram matrix
             twice = a.dtype == mx.complex64 and l2.shape[-2] > 1
             self._l2 = mx.concatenate([l2, l2], axis=-2) if twice else l2
-        self._inverse, self._hints = inverse_of_ridge(a, w, self._l2, route, a.dtype, b)
+        self._inverse, self._hints = inverse_of_ridge(a, w, self._l2, route, a.dtype, b, method)
         self._b, self._cutoffs = b, cutoffs
 
     @cached_property
@@ -264,37 +272,42 @@ class Penalized(Factorization):
         return logdet(self.a, self.w, self._l2, self._inverse)
 
 
+class Dual(Factorization):
+    """(A A^H + l2 D^-1)^-1, of few rows. Rank and singular values are those without the penalty."""
+
+    def __init__(self, a, w, l2: mx.array, method: RidgeMethod = "auto", cutoffs: Cutoffs = (None, None)):
+        """``l2`` is ``(..., 1, 1 or k)``, with k = 1 for all but :meth:`solve`."""
+        super().__init__(a, w)
+        self._l2, self._cutoffs = l2, cutoffs
+        with on_cpu():
+            if w is not None:
+                w = astype(w, mx.float64)
+                w = mx.concatenate([w, w], axis=-1) if a.dtype == mx.complex64 else w
+            self._of_rows = w
+            self._rows = embed(a)
+            self._inverse, _ = inverse_of_ridge(self._rows, w, l2, "dual", dtypes.real(a.dtype), method=method)
+
+    @cached_property
+    def vectors(self) -> RightFactor:
+        return right_factor(self.tall, self.w, *self._cutoffs)[0]
+
+    def solve(self, b):
+        with on_cpu():
+            return dual_solution(self._rows, stack(b), self._of_rows, self._l2, self._inverse.f)
+
+    def pinv(self):
+        """A^H (A A^H + l2 D^-1)^-1: the solutions for unit vectors."""
+        with on_cpu():
+            unit = mx.eye(self.a.shape[-2], dtype=dtypes.real(self.a.dtype)).astype(self.a.dtype)
+            return unstack(self.solve(unit), self.a.dtype)
+
+    def logdet(self):
+        """Logarithm of the determinant of A^H D A + l2, n x n: by a factor of its own."""
+        return Penalized(self.a, self.w, self._l2, "feature").logdet()
+
+
 def _times_weights(p, r, a, w):
     """r^2 ``p`` D in the dtype of ``a``, from a stacked float64 ``p``."""
     p = unstack(p * r * r, a.dtype)
     with large(a.dtype):
         return p if w is None else p * w[..., None, :]
-
-
-def factor_problem(
-    a: mx.array,
-    w: mx.array | None = None,
-    rtol: mx.array | float | None = None,
-    atol: mx.array | float | None = None,
-    method: str = "auto",
-    b: mx.array | None = None,
-) -> Factorization:
-    """Factor a problem without a penalty by the method, "auto" by the fastest that is verified to be accurate.
-
-    Args:
-        a: ``(..., m, n)``, not empty, in a working dtype.
-        w: Weights ``(..., m)`` in its real dtype, or None.
-        rtol: Relative cutoff, or None.
-        atol: Absolute cutoff, or None.
-        method: Checked.
-        b: A right-hand side that will be solved for, if known: A^H D b is then formed together with A^H D A.
-    """
-    m, n = a.shape[-2:]
-    tall = a if w is not None or m >= n else h(a)
-    w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
-    known = full_rank(tall, rtol, atol, w, b if tall is a else None, method)
-    if known is None:
-        return Truncated(a, w, rtol, atol, method)
-    if method == "auto" and w is None and (value := inverse_by_lu(a)) is not None:
-        return Square(a, value)
-    return FullRank(a, w, known, rtol, atol, method == "auto", b)

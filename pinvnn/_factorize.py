@@ -2,15 +2,16 @@
 
 import mlx.core as mx
 
-from ._factor.ridge_inverse import penalty_matrix, ridge_route
+from ._factor.ridge_inverse import penalty_matrix
+from ._factorizations import Cutoffs
 from ._factorizations import Factorization as _Factorization
-from ._factorizations import Penalized, factor_problem
+from ._methods import check_method, check_ridge_method, factor_problem, factor_ridge
 from ._mlx import checks, dtypes
 from ._mlx.complex import stack, unstack
 from ._mlx.linear_problem import without_unweighted
 from ._mlx.place import astype, large, on_cpu
 from ._rules.products import real_dot
-from ._types import ArrayLike, Method, Penalty, Tolerance
+from ._types import ArrayLike, Method, Penalty, RidgeMethod, Tolerance
 
 
 class Factorization:
@@ -28,8 +29,8 @@ class Factorization:
         a: mx.array,
         weights: mx.array | None,
         l2: mx.array | None,
-        cutoffs: tuple[mx.array | float | None, mx.array | float | None],
-        method: Method,
+        cutoffs: Cutoffs,
+        method: Method | RidgeMethod,
         out: mx.Dtype,
     ):
         """Of checked arguments; use :func:`pinvnn.factorize`."""
@@ -41,8 +42,7 @@ class Factorization:
             if l2 is None:
                 self._parts = factor_problem(a, weights, *cutoffs, method)
             else:
-                route = ridge_route("primal", a.shape[-2:], l2, a.dtype, False)
-                self._parts = Penalized(a, weights, l2, route, cutoffs=cutoffs)
+                self._parts = factor_ridge(a, weights, l2, method, cutoffs=cutoffs)
 
     def solve(self, b: ArrayLike) -> mx.array:
         """The solution for right-hand sides, as :func:`pinvnn.lstsq` or, with a penalty, :func:`pinvnn.ridge`.
@@ -137,7 +137,7 @@ def factorize(
     l2: Penalty | None = None,
     rtol: Tolerance = None,
     atol: Tolerance = None,
-    method: Method = "auto",
+    method: Method | RidgeMethod = "auto",
 ) -> Factorization:
     r"""Factor a matrix once for many solves, its pseudo-inverse, leverages and log determinant.
 
@@ -154,7 +154,7 @@ def factorize(
         rtol: Relative cutoff: a number or an array that broadcasts to the batch shape. Default ``min(m, n) * eps`` of
             the dtype, or 0 if ``atol`` is given. No gradient.
         atol: Absolute cutoff, of the same shapes. Default 0. No gradient.
-        method: As in :func:`pinvnn.lstsq`; with a penalty ``"auto"`` alone.
+        method: As in :func:`pinvnn.lstsq` or, with a penalty, as in :func:`pinvnn.ridge`.
 
     Returns:
         A :class:`Factorization`.
@@ -181,24 +181,19 @@ def factorize(
     name = "factorize"
     a = checks.array(name, "a", a, 2)
     out, work = dtypes.result(a), dtypes.working(a)
-    method = checks.method(name, method, work)
     batch = [("a", a.shape[:-2])]
     if weights is not None:
         weights = checks.real_array(name, "weights", weights, work)
         checks.row_weights(name, a, weights)
         batch.append(("weights", weights.shape[:-1]))
-    if l2 is not None:
-        if method != "auto":
-            checks.fail(name, "with a penalty method must be 'auto'", f"{method!r}", "Leave l2=None or method='auto'.")
+    if l2 is None:
+        check_method(name, method, a, work, weights is not None)
+    else:
         l2 = penalty_matrix(checks.penalty(name, l2, a.shape[-1], 1, False))
+        check_ridge_method(name, method, l2)
         batch.append(("l2", l2.shape[:-2]))
     whole = checks.batch_shape(name, *batch)
     cutoffs = checks.tolerance(name, "rtol", rtol, whole), checks.tolerance(name, "atol", atol, whole)
-    if method == "slices" and weights is not None:
-        checks.fail(name, "method 'slices' takes no weights", "weights", "Use method='auto'.")
-    if method == "cholesky" and weights is not None and a.shape[-2] < a.shape[-1]:
-        got, remedy = f"shape {a.shape}", "Use method='auto'."
-        checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work):
         a = astype(a, work)
         if weights is not None:

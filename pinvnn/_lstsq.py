@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from ._factor.right_factor import right_factor_of_gram
-from ._factorizations import factor_problem
+from ._methods import check_method, factor_problem
 from ._mlx import checks, dtypes
 from ._mlx.complex import real_and_imaginary, stack, unstack
 from ._mlx.linear_problem import linear_problem
@@ -72,15 +72,10 @@ def lstsq(
     name = "lstsq"
     a, b, weights, vector, out, batches = linear_problem(name, a, b, weights, stream)
     work = a.dtype
-    method = checks.method(name, method, work)
+    check_method(name, method, a, work, weights is not None)
     of_a = checks.batch_shape(name, *(batch for batch in batches if batch[0] != "b"))
     whole = checks.batch_shape(name, *batches)
     rtol, atol = checks.tolerance(name, "rtol", rtol, of_a), checks.tolerance(name, "atol", atol, of_a)
-    if method == "slices" and weights is not None:
-        checks.fail(name, "method 'slices' takes no weights", "weights", "Use method='auto'.")
-    if method == "cholesky" and weights is not None and a.shape[-2] < a.shape[-1]:
-        got, remedy = f"shape {a.shape}", "Use method='auto'."
-        checks.fail(name, "method 'cholesky' with weights needs at least as many rows as columns", got, remedy)
     with large(work, stream):
         a = mx.broadcast_to(a, (*of_a, *a.shape[-2:]))
         if a.size == 0 or 0 in whole:

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ._factorizations import factor_problem
+from ._methods import check_method, factor_problem
 from ._mlx import checks, dtypes
 from ._mlx.place import large
 from ._types import ArrayLike, Method, Stream, Tolerance
@@ -66,7 +66,7 @@ def pinv(
     a = checks.matrix("pinv", a, hermitian)
     out = dtypes.result(a)
     work = dtypes.working(a)
-    method = checks.method("pinv", method, work)
+    check_method("pinv", method, a, work)
     rtol, atol = checks.tolerances("pinv", a, rtol, atol)
     with large(work, stream):
         a = checks.in_working_dtype(a, work, hermitian)

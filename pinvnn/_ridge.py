@@ -2,19 +2,16 @@
 
 import mlx.core as mx
 
-from ._factor.ridge_inverse import gram_inverse, in_range, inverse_of_ridge, penalty_matrix, ridge_route
-from ._factor.ridge_values import RidgeInverse, Route, solution
+from ._factor.ridge_inverse import gram_inverse, in_range, penalty_matrix
+from ._factor.ridge_values import RidgeInverse
 from ._factor.right_factor import right_factor_of_gram
+from ._methods import check_ridge_method, factor_ridge
 from ._mlx import checks, dtypes
-from ._mlx.complex import embed, stack, unstack
+from ._mlx.complex import unstack
 from ._mlx.linear_problem import linear_problem
 from ._mlx.place import large, on_cpu
-from ._rules.dual import dual_solution
 from ._rules.ridge import gram_normal
-from ._rules.solve import attach_solve
 from ._types import ArrayLike, Penalty, RidgeMethod, Stream
-
-_METHODS = ("auto", "primal", "dual", "cholesky")
 
 
 def ridge(
@@ -74,13 +71,14 @@ def ridge(
     l2 = checks.penalty(name, l2, n, k, vector)
     unpenalized = isinstance(l2, float) and l2 == 0
     l2 = penalty_matrix(l2, vector)
-    route = _route(method, a.shape[-2:], l2, work, unpenalized)
+    check_ridge_method(name, method, l2)
     whole = checks.batch_shape(name, *batches, ("l2", l2.shape[:-2]))
     with large(work, stream):
         if a.size == 0 or b.size == 0 or 0 in whole:
             x = _without_data(l2, (*whole, n, k), work)
         else:
-            x = _solve(a, b, l2, weights, route, method)
+            f = factor_ridge(a, weights, l2, method, unpenalized, b)
+            x = unstack(f.solve(b), work)
         x = x.astype(out)
         return x.squeeze(-1) if vector else x
 
@@ -90,40 +88,6 @@ def _without_data(l2: mx.array, shape, dtype: mx.Dtype) -> mx.array:
     with on_cpu():
         x = mx.where(l2 > 0, mx.zeros(shape, mx.float64), mx.array(float("nan"), mx.float64))
         return x.astype(dtype)
-
-
-def _route(method: RidgeMethod, shape, l2: mx.array, dtype: mx.Dtype, unpenalized: bool) -> Route:
-    """:func:`ridge_route` of a method that is checked first."""
-    if method not in _METHODS:
-        checks.fail("ridge", f"method must be one of {', '.join(_METHODS)}", f"{method!r}", "Use 'auto'.")
-    if method == "dual" and l2.shape[-2] > 1:
-        checks.fail("ridge", "the dual form needs the same l2 for all features", f"shape {l2.shape}", "Use 'primal'.")
-    return ridge_route(method, shape, l2, dtype, unpenalized)
-
-
-def _solve(
-    a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, route: Route, method: RidgeMethod
-) -> mx.array:
-    """Ridge of a problem that is not empty, in the dtype of ``a``."""
-    if route == "dual":
-        return _solve_dual(a, b, l2, w, method)
-    if a.dtype == mx.complex64 and l2.shape[-2] > 1:
-        with on_cpu():
-            l2 = mx.concatenate([l2, l2], axis=-2)  # of the embedded Gram matrix
-    inverse, hints = inverse_of_ridge(a, w, l2, route, a.dtype, b, method)
-    return unstack(attach_solve(a, b, w, l2, inverse, solution(inverse, a, b, w, l2, hints)), a.dtype)
-
-
-def _solve_dual(a: mx.array, b: mx.array, l2: mx.array, w: mx.array | None, method: RidgeMethod) -> mx.array:
-    """In float64 and, if complex, embedded as a whole."""
-    entries = dtypes.real(a.dtype)
-    with on_cpu():
-        w = None if w is None else w.astype(mx.float64)
-        if a.dtype == mx.complex64 and w is not None:
-            w = mx.concatenate([w, w], axis=-1)
-        rows = embed(a)
-        inverse, _ = inverse_of_ridge(rows, w, l2, "dual", entries, method=method)
-        return unstack(dual_solution(rows, stack(b), w, l2, inverse.f), a.dtype)
 
 
 def normal_ridge(gram: mx.array, rhs: mx.array, l2: Penalty) -> mx.array:

@@ -188,11 +188,11 @@ def test_empty(shape, l2):
 
 
 def test_one_factorization_serves_every_solve(monkeypatch):
-    from pinvnn import _factorizations as factorizations
+    from pinvnn import _methods as methods
 
     calls = []
-    original = factorizations.full_rank
-    monkeypatch.setattr(factorizations, "full_rank", lambda *args: (calls.append(1), original(*args))[1])
+    original = methods.full_rank
+    monkeypatch.setattr(methods, "full_rank", lambda *args: (calls.append(1), original(*args))[1])
     f = pinvnn.factorize(gaussian((6, 3), mx.float32))
     for seed in range(3):
         f.solve(gaussian((6, 2), mx.float32, seed))
@@ -215,7 +215,7 @@ def test_half_precision_comes_back():
         (lambda a: pinvnn.factorize(a, weights=a[0, 0]), ValueError, "weights must have one entry"),
         (lambda a: pinvnn.factorize(a, l2=-1.0), ValueError, "l2 must be non-negative"),
         (lambda a: pinvnn.factorize(a, l2=mx.ones(3)), ValueError, r"l2 must broadcast against the solution \(2, 1\)"),
-        (lambda a: pinvnn.factorize(a, l2=1.0, method="svd"), ValueError, "with a penalty method must be 'auto'"),
+        (lambda a: pinvnn.factorize(a, l2=1.0, method="svd"), ValueError, "method must be one of auto, primal, dual"),
         (lambda a: pinvnn.factorize(a, method="qr"), ValueError, "method must be one of"),
         (lambda a: pinvnn.factorize(a, rtol=-1), ValueError, "rtol must be non-negative"),
         (lambda a: pinvnn.factorize(a.T, weights=mx.ones(2), method="cholesky"), ValueError, "as many rows as columns"),

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import mlx.core as mx
 
@@ -10,17 +10,6 @@ from .._types import ArrayLike, Penalty, Tolerance
 from . import dtypes
 from .complex import h
 from .place import astype
-
-# What each named method is for. "auto" is right for every input.
-METHODS = {
-    "gram": "float32, complex64 and half input: a Gram matrix accumulated in float64 and its eigenvalues",
-    "svd": "real input: a singular value decomposition in float64",
-    "cholesky": "full rank: a Cholesky factor of the Gram matrix; NaN if full rank cannot be verified",
-    "slices": "float32 and half input without weights: 'gram' with the Gram matrix on the default device",
-}
-
-
-_Method = TypeVar("_Method", bound=str)
 
 
 def fail(name: str, rule: str, got: object, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
@@ -119,17 +108,6 @@ def penalty(name: str, l2: Penalty, n: int, k: int, vector: bool) -> mx.array | 
     if not broadcasts_to(l2.shape[-len(core) :], core):
         fail(name, f"l2 must broadcast against the solution {core}", f"shape {l2.shape}", "Pass a scalar or (n, 1).")
     return l2
-
-
-def method(name: str, value: _Method, dtype: mx.Dtype) -> _Method:
-    """``value``, which must name a method that serves ``dtype``."""
-    if value != "auto" and value not in METHODS:
-        names = ", ".join(["auto", *METHODS])
-        fail(name, f"method must be one of {names}", f"{value!r}", "Use 'auto'.")
-    wrong = {"gram": [mx.float64], "svd": [mx.complex64], "slices": [mx.float64, mx.complex64]}
-    if dtype in wrong.get(value, []):
-        fail(name, f"method {value!r} is for {METHODS[value]}", f"{dtype}", "Use method='auto'.")
-    return value
 
 
 def batch_shape(name: str, *named: tuple[str, tuple[int, ...]]) -> tuple[int, ...]:

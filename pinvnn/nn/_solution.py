@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
-from .._factorizations import factor_problem
 from .._lstsq import lstsq
-from .._mlx import astype, large, matmul, on_cpu
+from .._methods import factor_problem
+from .._mlx import astype, large, matmul
 from .._ridge import ridge
 from .._rules import envelope
 from . import _bounds
