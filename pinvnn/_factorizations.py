@@ -11,6 +11,7 @@ Which of them serves a problem is decided in ``_methods.py``. A wide problem wit
 tall form: ``tall`` is A^H then, and A otherwise.
 """
 
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,12 @@ class Factorization:
     def __init__(self, a: mx.array, w: mx.array | None):
         self.a, self.w = a, w
         self.tall = a if w is not None or a.shape[-2] >= a.shape[-1] else h(a)
+
+    def with_weights(self, w: mx.array) -> "Factorization":
+        """The same factors for weights ``(..., m)`` of the same values, whose derivatives are others."""
+        other = copy(self)
+        other.w = w
+        return other
 
     def solve(self, b: mx.array) -> mx.array:
         """The solution for ``b`` (..., m, k): ``(..., n, k)`` in the dtype of A, or stacked float64."""

@@ -9,6 +9,7 @@ from ._methods import check_method, check_ridge_method, factor_problem, factor_r
 from ._mlx import checks, dtypes
 from ._mlx.complex import stack, unstack
 from ._mlx.linear_problem import without_unweighted
+from ._mlx.numbers import refuse_inexact_integers
 from ._mlx.place import astype, large, on_cpu
 from ._rules.products import real_dot
 from ._types import ArrayLike, Method, Penalty, RidgeMethod, Tolerance
@@ -67,13 +68,15 @@ class Factorization:
         with large(a.dtype):
             b = astype(b[:, None] if vector else b, a.dtype)
             whole = checks.batch_shape(name, ("a", a.shape[:-2]), ("b", b.shape[:-2]))
-            if self._weights is not None:
-                (b,), _ = without_unweighted([b], self._weights)
-            shape = (*whole, a.shape[-1], b.shape[-1])
-            if self._parts is None or 0 in shape:
+            shape, parts = (*whole, a.shape[-1], b.shape[-1]), self._parts
+            if parts is None or 0 in shape:
                 x = self._without_data(shape)
             else:
-                x = unstack(stack(self._parts.solve(b)), a.dtype)
+                if self._weights is not None:
+                    weights = mx.broadcast_to(self._weights, (*whole, a.shape[-2]))
+                    (b,), used = without_unweighted([b], weights)
+                    parts = parts if used is weights else parts.with_weights(used)
+                x = unstack(stack(parts.solve(b)), a.dtype)
             x = x.astype(out)
             return x.squeeze(-1) if vector else x
 
@@ -181,6 +184,11 @@ def factorize(
     name = "factorize"
     a = checks.array(name, "a", a, 2)
     out, work = dtypes.result(a), dtypes.working(a)
+<<<<<<< HEAD
+=======
+    refuse_inexact_integers(name, "a", a, work)
+    method = checks.method(name, method, work)
+>>>>>>> ad8f70f (Arrays and integers of every kind are read or refused by name, copies keep float64, and no fit says converged where the basis jumps)
     batch = [("a", a.shape[:-2])]
     if weights is not None:
         weights = checks.real_array(name, "weights", weights, work)

@@ -4,6 +4,7 @@ import mlx.core as mx
 
 from ._methods import check_method, factor_problem
 from ._mlx import checks, dtypes
+from ._mlx.numbers import refuse_inexact_integers
 from ._mlx.place import large
 from ._types import ArrayLike, Method, Stream, Tolerance
 
@@ -66,7 +67,12 @@ def pinv(
     a = checks.matrix("pinv", a, hermitian)
     out = dtypes.result(a)
     work = dtypes.working(a)
+<<<<<<< HEAD
     check_method("pinv", method, a, work)
+=======
+    refuse_inexact_integers("pinv", "a", a, work)
+    method = checks.method("pinv", method, work)
+>>>>>>> ad8f70f (Arrays and integers of every kind are read or refused by name, copies keep float64, and no fit says converged where the basis jumps)
     rtol, atol = checks.tolerances("pinv", a, rtol, atol)
     with large(work, stream):
         a = checks.in_working_dtype(a, work, hermitian)

@@ -6,7 +6,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from pinvnn import diagnose, lstsq, matrix_rank, null_space, orth, penrose_residuals, pinv, ridge
+from pinvnn import (
+    diagnose,
+    factorize,
+    lsq_linear,
+    lstsq,
+    matrix_rank,
+    nnls,
+    null_space,
+    orth,
+    penrose_residuals,
+    pinv,
+    ridge,
+)
 from tests.support.cases import array
 
 A, B = mx.ones((5, 3)), mx.ones((5, 2))
@@ -80,6 +92,67 @@ def test_penrose(function, p, start):
     else:
         a = A
     raises(ValueError, f"[pinvnn.penrose_residuals] {start}", function, a, p)
+
+
+# --- What NumPy and others hand over ----------------------------------------------------------------------------------
+
+ROWS = np.arange(6.0).reshape(2, 3)
+
+
+class Table:
+    """What pandas and polars have in common: an array only if asked for one."""
+
+    def __array__(self, dtype=None, copy=None):
+        return ROWS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [ROWS[::-1, ::-1], ROWS.astype(">f8"), ROWS.astype(">i2"), ROWS.astype(np.longdouble), np.ma.array(ROWS), Table()],
+    ids=["negative strides", "big-endian", "big-endian integers", "long double", "nothing masked", "table"],
+)
+def test_arrays_of_all_layouts(value):
+    np.testing.assert_array_equal(np.array(pinv(value)), np.array(pinv(np.array(value).astype(np.float32).copy())))
+
+
+def test_what_is_masked_is_not_read_as_data():
+    start = "[pinvnn.pinv] a must be an array, but got MaskedArray with 2 masked entries. Fill them"
+    raises(TypeError, start, pinv, np.ma.array(ROWS, mask=ROWS > 3))
+
+
+STAMPS = [np.array([[2**24 + 1], [5]], d) for d in ("int32", "uint32", "int64", "uint64")]
+EXACT = "must be exact in float32, but got"
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "fn"),
+    [
+        ("pinv", "a", pinv),
+        ("factorize", "a", factorize),
+        ("lstsq", "a", lambda a: lstsq(a, mx.ones(2))),
+        ("lstsq", "b", lambda b: lstsq(mx.ones((2, 1)), b)),
+        ("ridge", "a", lambda a: ridge(a, mx.ones(2), 1.0)),
+        ("nnls", "b", lambda b: nnls(mx.ones((2, 1)), b)),
+        ("lsq_linear", "a", lambda a: lsq_linear(a, mx.ones(2), (0, 1))),
+    ],
+)
+def test_integers_that_float32_rounds(name, label, fn):
+    for value in STAMPS:
+        remedy = f"Subtract an offset, or pass float64: mx.array({label}"
+        raises(ValueError, f"[pinvnn.{name}] integers in {label} {EXACT} 16777217. {remedy}", fn, mx.array(value))
+        fn(mx.array(value - value % 2 * (value > 5)))  # 2^24 + 2 k is exact.
+
+
+def test_integers_at_the_end_of_their_range():
+    """2^64 - 1 is rounded to 2^64, which comes back as 2^64 - 1."""
+    for bits, kind in [(32, "uint32"), (64, "uint64"), (31, "int32"), (63, "int64")]:
+        last = 2**bits - 1
+        raises(ValueError, f"{EXACT} {last}. Subtract an offset", pinv, mx.array(np.array([[last]], kind)))
+    raises(ValueError, f"{EXACT} {2**53 + 1}. Subtract an offset.", pinv, mx.array(np.array([[2**53 + 1]])))
+    with mx.stream(mx.cpu):
+        wide = mx.array([1.0], mx.float64)
+    raises(ValueError, "must be exact in float64, but got", lstsq, mx.array(np.array([[2**53 + 1]])), wide)
+    lstsq(mx.array(np.array([[2**53 - 1]])), wide)
 
 
 # --- Cutoffs ----------------------------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ def array(name: str, label: str, x: Any, ndim: int = 0) -> mx.array:
         try:
             if isinstance(x, (str, bytes)) or x is None:
                 raise TypeError
-            # MLX refuses negative strides, as NumPy's x[::-1] has them.
-            x = mx.array(x.copy() if min(getattr(x, "strides", ()), default=0) < 0 else x)
+            x = mx.array(_plain(x))
         except (TypeError, ValueError, RuntimeError) as error:
             got, remedy = _unconvertible(x, error)
             fail(name, f"{label} must be an array", f"{type(x).__name__} {got}", remedy, TypeError)
@@ -33,8 +32,29 @@ def array(name: str, label: str, x: Any, ndim: int = 0) -> mx.array:
     return x
 
 
+def _plain(x: Any) -> Any:
+    """``x`` as ``mx.array`` takes it: MLX does not know all of NumPy's layouts, nor tables such as those of pandas."""
+    if not hasattr(x, "__array_interface__"):
+        table = hasattr(x, "__array__") and not hasattr(x, "dtype")
+        return _plain(x.__array__()) if table else x
+    if _masked(x):
+        raise TypeError
+    kind, size = x.dtype.kind, x.dtype.itemsize
+    widest = 16 if kind == "c" else 8
+    if kind in "biufc" and (not x.dtype.isnative or size > widest):
+        x = x.astype(f"{kind}{min(size, widest)}")
+    return x.copy() if min(x.strides, default=0) < 0 else x  # NumPy's x[::-1] has negative strides.
+
+
+def _masked(x: Any) -> int:
+    """How many entries of one of NumPy's masked arrays are masked."""
+    return 0 if getattr(x, "mask", None) is None else int(x.mask.sum())
+
+
 def _unconvertible(x: Any, error: Exception) -> tuple[str, str]:
     """What ``x`` is that ``mx.array`` refuses with ``error``, after the name of its type; and a remedy."""
+    if hasattr(x, "__array_interface__") and _masked(x):
+        return f"with {_masked(x)} masked entries", "Fill them: x.filled(0), and give their rows weight 0."
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     if kind and kind not in "biufc":
         return f"of {x.dtype}", "Pass numbers: x.astype(float)."

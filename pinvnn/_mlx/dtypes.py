@@ -22,6 +22,11 @@ def real(dtype: mx.Dtype) -> mx.Dtype:
     return mx.float32 if dtype == mx.complex64 else dtype
 
 
+def name(dtype: mx.Dtype) -> str:
+    """The ``dtype`` as NumPy names it: ``"float32"``."""
+    return str(dtype).split(".")[-1]
+
+
 def eps(dtype: mx.Dtype) -> float:
     """Spacing of the working ``dtype`` at 1 (float16 and bfloat16 work in float32)."""
     return 2.0**-52 if dtype == mx.float64 else 2.0**-23

@@ -7,6 +7,7 @@ import mlx.core as mx
 from .._types import ArrayLike, Stream
 from . import checks, dtypes
 from .eager import visible
+from .numbers import refuse_inexact_integers
 from .place import CPU, astype, large
 from .shapes import unbroadcast
 
@@ -39,6 +40,8 @@ def linear_problem(
     out, work = dtypes.result(a, b), dtypes.working(a, b)
     w = None if weights is None else checks.real_array(name, "weights", weights, work)
     checks.rows(name, a, b, w)
+    for label, x in (("a", a), ("b", b)):
+        refuse_inexact_integers(name, label, x, work)
     vector = b.ndim == 1
     batches = [("a", a.shape[:-2]), ("b", () if vector else b.shape[:-2])]
     if w is not None:

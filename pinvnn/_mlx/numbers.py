@@ -5,7 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import dtypes
 from .checks import fail
+from .eager import visible
 from .place import on_cpu
 
 
@@ -21,13 +23,23 @@ def size(name: str, label: str, value: Any, least: int = 0) -> int:
     return number
 
 
-def refuse_inexact_integers(name: str, label: str, x: mx.array) -> None:
-    """Raise if ``x`` holds integers that float32, in which they would be computed, rounds. Evaluates ``x``."""
-    if x.dtype not in (mx.int32, mx.uint32, mx.int64, mx.uint64) or x.size == 0:
+def refuse_inexact_integers(name: str, label: str, x: mx.array, work: mx.Dtype = mx.float32) -> None:
+    """Raise if ``x`` holds integers that ``work``, in which they would be computed, rounds; nothing inside graphs."""
+    if x.dtype not in (mx.int32, mx.uint32, mx.int64, mx.uint64) or x.size == 0 or not visible(x):
         return
     with on_cpu():
-        exact = x.astype(mx.float32).astype(x.dtype) == x
+        exact = _exact(x, dtypes.real(work))
         if not mx.all(exact).item():
-            first = x.reshape(-1)[mx.argmin(exact.reshape(-1))].item()
-            remedy = "Subtract an offset, or pass float64: mx.array(x, dtype=mx.float64)."
-            fail(name, f"integers in {label} must be exact in float32", f"{first}", remedy)
+            first = mx.argmin(exact.reshape(-1))
+            remedy = "Subtract an offset"
+            if work != mx.float64 and _exact(x, mx.float64).reshape(-1)[first].item():
+                remedy += f", or pass float64: mx.array({label}, dtype=mx.float64)"
+            got = f"{x.reshape(-1)[first].item()}"
+            fail(name, f"integers in {label} must be exact in {dtypes.name(dtypes.real(work))}", got, f"{remedy}.")
+
+
+def _exact(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Which integers of ``x`` the ``dtype`` holds. One that it rounds to the end of their range does not come back."""
+    rounded = x.astype(dtype)
+    bits = 8 * x.dtype.size - (x.dtype in (mx.int32, mx.int64))
+    return mx.logical_and(rounded < 2.0**bits, mx.where(rounded < 2.0**bits, rounded, 0).astype(x.dtype) == x)

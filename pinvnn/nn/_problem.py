@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, visible, without_unweighted
+from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, without_unweighted
 from .._types import ArrayLike, ReadoutMethod
 
 
@@ -66,14 +66,8 @@ def check_rows(
         checks.rows(name, x, x, weights)
         batch.append(("weights", weights.shape[:-1]))
     checks.batch_shape(name, *batch)
-    refuse_inexact(name, "y", y)
+    refuse_inexact_integers(name, "y", y)
     return x, y, weights, vector
-
-
-def refuse_inexact(name: str, label: str, x: mx.array) -> None:
-    """Raise at integers that float32 cannot hold, where values can be evaluated."""
-    if not mx.issubdtype(x.dtype, mx.inexact) and visible(x):
-        refuse_inexact_integers(name, label, x)
 
 
 def features(name: str, label: str, x: ArrayLike, n: int, ndim: int = 1) -> mx.array:
@@ -81,7 +75,7 @@ def features(name: str, label: str, x: ArrayLike, n: int, ndim: int = 1) -> mx.a
     x = checks.array(name, label, x, ndim)
     if x.shape[-1] != n:
         checks.fail(name, f"{label} must have {n} features", f"shape {x.shape}", "Change input_dims or the features.")
-    refuse_inexact(name, label, x)
+    refuse_inexact_integers(name, label, x)
     return x
 
 

@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .._mlx import fail
+from .._mlx import fail, refuse_inexact_integers
 from ._basis import Basis, arrays, to_numpy
 
 NAME = "varpro"
@@ -33,7 +33,9 @@ def working_dtype(basis: Any, alpha: Any, y: Any) -> mx.Dtype:
     dtypes = {array.dtype for array in [y, *leaves]}
     if mx.complex64 in dtypes:
         fail(NAME, "alpha and y must be real", "complex64", "Stack real and imaginary parts as rows.", TypeError)
-    return mx.float64 if mx.float64 in dtypes else mx.float32
+    work = mx.float64 if mx.float64 in dtypes else mx.float32
+    refuse_inexact_integers(NAME, "y", y, work)
+    return work
 
 
 def row_weights(weights: Any, y: mx.array) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .._mlx import dtypes
 from ._basis import Basis, entries, to_mlx, to_numpy
 from ._covariance import ParameterCovariance
 from ._problem import SeparableProblem
@@ -139,7 +140,7 @@ def summarise(problem: SeparableProblem, outcome: Outcome, free: np.ndarray, wei
         undetermined=undetermined,
         residual_std=to_mlx(np.array(std * unit), dtype),
         rank=rank,
-        route=f"{kind} Jacobian by {basis.mode} mode, basis in {str(dtype).split('.')[-1]}",
+        route=f"{kind} Jacobian by {basis.mode} mode, basis in {dtypes.name(dtype)}",
         evaluations=Evaluations(basis.evaluations, basis.derivatives),
         _parameter_covariance=uncertainty,
         _basis=basis,

@@ -94,6 +94,9 @@ A longer one may cross to where a parameter has the other sign, or land where co
 LOSS = 1e-4
 """A step after which the derivative by some variable is this much smaller went too far: to where the basis is flat."""
 
+ROUGH = 4.0
+"""An objective that jumps for a step up to this many times as long as the last one is not flat, but broken."""
+
 SECANT_LIMIT = 300
 """Parameters up to which the second-order term, one eigendecomposition for each step, is worth its time."""
 
@@ -170,6 +173,7 @@ class TrustRegionSearch:
         self.hidden, self.cancellation = lower.size, np.inf
         self.far = np.zeros(lower.size)
         self.refusals: list[str] = []
+        self.jump = np.inf
 
     def run(self, start: Point, max_steps: int, callback: Callable[[Step], object] | None = None) -> Outcome:
         """Minimise from ``start``, where f is finite, in at most ``max_steps`` trial steps; a true callback ends it."""
@@ -333,7 +337,11 @@ class TrustRegionSearch:
                 self.secant = accepted and closer == (model.s is not None)
         if accepted:
             self.refusals.clear()
+            self.jump = np.inf
         else:
+            rough = self.jump <= ROUGH * length  # A step of like length has just shown that f is not smooth here.
+            if finite and abs(decrease) > 1e3 * max(predicted, noise):
+                self.jump = length
             noisy = abs(decrease) > 10 * predicted or abs(decrease) <= trial_noise < predicted
             why = "not finite" if not finite else "dependent" if not usable else "noise" if noisy else "stalled"
             self.refusals.append(why)
@@ -347,7 +355,7 @@ class TrustRegionSearch:
         elif not accepted:
             hidden = below_noise or (max(predicted, abs(decrease)) <= noise and reach <= 1e4 * noise)
             if hidden:
-                ending = "rounding"
+                ending = "noise" if rough else "rounding"
             elif self.radius <= self.eps * (size or self.first) or length == 0:
                 ending = Counter(self.refusals).most_common(1)[0][0]
         if ending and accepted:
