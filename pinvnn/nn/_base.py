@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._factor import penalty_matrix
-from .._mlx import checks, dtypes, large, on_cpu, size
+from .._mlx import checks, dtypes, large, on_cpu, size, visible
 from .._types import ArrayLike, Penalty
 from ._problem import features
 
@@ -48,6 +48,12 @@ class Readout(nn.Module):
         name = type(self).__name__
         checks.fail(f"{name}.{method}" if method else name, rule, got, remedy)
 
+    def _check_eager(self, *arrays: mx.array | None) -> None:
+        """What ``fit`` refuses before it looks at values."""
+        if not visible(*arrays):
+            remedy = "Use solve there: readout.weight, readout.bias = readout.solve(x, y)."
+            self._fail("fit must be called outside of mx.compile and mx.vmap", "a call inside of one", remedy, "fit")
+
     def _extra_repr(self) -> str:
         l2: Any = self.l2
         l2 = f"{l2.item():.4g}" if isinstance(l2, mx.array) and l2.ndim == 0 else getattr(l2, "shape", l2)
@@ -79,6 +85,13 @@ class Readout(nn.Module):
         with large(dtypes.working(x, self.weight)):
             return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle and copy. MLX pickles float64 arrays as float32, so that NumPy arrays take their place."""
+        import numpy as np  # here, since it takes longer to import than all of MLX
+
+        wide = {key: np.array(v) for key, v in self.items() if isinstance(v, mx.array) and v.dtype == mx.float64}
+        return _restored, (type(self), {**self, **wide}, dict(self.__dict__))
+
     def _store(self, weight: mx.array, bias: mx.array | None) -> None:
         """Store fitted weights."""
         with on_cpu():  # As if read from a file: the last bit of a product depends on that.
@@ -94,6 +107,16 @@ class Readout(nn.Module):
         if "bias" in self:
             linear.bias = self.bias
         return linear
+
+
+def _restored(kind: type[Readout], items: dict[str, Any], attributes: dict[str, Any]) -> Readout:
+    """The readout that :meth:`Readout.__reduce_ex__` took apart."""
+    readout = kind.__new__(kind)
+    readout.__dict__.update(attributes)
+    with on_cpu():
+        arrays = {key: mx.array(v, mx.float64) for key, v in items.items() if hasattr(v, "__array_interface__")}
+    dict.update(readout, {**items, **arrays})
+    return readout
 
 
 class _Frozen(set):

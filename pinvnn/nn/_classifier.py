@@ -132,6 +132,7 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
             ValueError: As :meth:`LeastSquaresReadout.fit`, or if a label is not one of the classes.
         """
         rows, hot, given = self._labelled_rows(f"{type(self).__name__}.fit", x, y, weights)
+        self._check_eager(rows, hot, given)
         w = self._weighed(hot, given, dtypes.working(rows))
         with on_cpu():
             w = mx.ones(hot.shape[:-1]) if w is None else w
@@ -139,7 +140,7 @@ class RidgeClassifier(LabelReadout, LeastSquaresReadout):
         super().fit(x, y, weights)
         many = given is not None and rows.shape[0] * rows.size > _LARGEST_CALIBRATION
         scores = super().loo_predictions(x, y, weights) if many else self._left_out("fit", x, y, weights)
-        scores, labels, w = _in_numpy(scores), np.array(y), _in_numpy(w)
+        scores, labels, w = _in_numpy(scores), np.array(y).astype(int), _in_numpy(w)
         usable = np.isfinite(scores).all(axis=1) & (w > 0)
         scale, shift = calibrated(scores[usable], labels[usable], w[usable])
         self.scale, self.shift = mx.array(scale, self.scale.dtype), mx.array(shift, self.shift.dtype)

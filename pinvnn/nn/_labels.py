@@ -88,6 +88,7 @@ class LabelReadout(Readout):
         """What an eager fit refuses: batches, labels that are no class, values that are not finite."""
         name = f"{type(self).__name__}.fit"
         rows, hot, w = self._labelled_rows(name, x, y, weights)
+        self._check_eager(rows, hot, w)
         w = self._weighed(hot, w, dtypes.working(rows))
         w = mx.ones((rows.shape[-2],), stream=mx.cpu) if w is None else w
         if max(rows.ndim, hot.ndim, w.ndim + 1) > 2:

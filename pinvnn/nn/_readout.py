@@ -217,11 +217,7 @@ class LeastSquaresReadout(Readout):
         if max(checked.ndim, targets.ndim, 2 if w is None else w.ndim + 1) > 2:
             got = f"shapes {checked.shape} and {targets.shape}"
             self._fail("x and y must have two dimensions", got, "Reshape to rows; solve takes batches.", "fit")
-        try:
-            mx.eval(checked, targets, w)
-        except ValueError:
-            remedy = "Use solve there: readout.weight, readout.bias = readout.solve(x, y)."
-            self._fail("fit must be called outside of mx.compile and mx.vmap", "a call inside of one", remedy, "fit")
+        self._check_eager(checked, targets, w)
         known = None if mask is None else check_mask(f"{type(self).__name__}.fit", mask, targets, vector)
         self._check_values(checked, targets, w, known)
         problems = self._problems("fit", x, y, weights, mask)

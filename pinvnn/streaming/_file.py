@@ -23,11 +23,15 @@ def write(path: Path, arrays: dict[str, mx.array], header: dict[str, str], forma
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        IsADirectoryError: If the path is a folder.
     """
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         rule, got = "the folder of the file must exist", f"{path.parent}"
         fail(f"{format.removeprefix('pinvnn.')}.save", rule, got, "Make the folder first.", FileNotFoundError)
+    if path.is_dir():
+        got, remedy = f"the folder {path}", "Add a file name."
+        fail(f"{format.removeprefix('pinvnn.')}.save", "the path must name a file", got, remedy, IsADirectoryError)
     with on_cpu():
         # MLX does not write float64: the same bits go as uint64.
         bits = {key: array.view(mx.uint64) for key, array in arrays.items()}

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from .._mlx import array, fail, on_cpu, refuse_inexact_integers
+from .._mlx import array, fail, on_cpu, refuse_inexact_integers, visible
 from .._types import ArrayLike
 
 Rows = tuple[mx.array, mx.array, mx.array | None]
@@ -43,7 +43,10 @@ def _real(name: str, label: str, x: ArrayLike, ndim: int) -> mx.array:
 
 
 def check_values(name: str, x: mx.array, y: mx.array, weights: mx.array | None) -> None:
-    """Raise at a weight that is negative or not finite, and at integers that float32 cannot hold."""
+    """Raise inside of a graph, at a weight that is negative or not finite, and at integers that float32 rounds."""
+    if not visible(x, y, weights):
+        rule, remedy = "it must be called outside of mx.compile and mx.vmap", "Use pinvnn.streaming.moments there."
+        fail(name, rule, "a call inside of one", remedy)
     for label, rows in [("x", x), ("y", y)]:
         refuse_inexact_integers(name, label, rows)
     if weights is not None:

@@ -305,6 +305,20 @@ def test_sizes_may_be_integers_of_numpy(iris):
     assert RidgeClassifier(np.int64(N), np.array(iris[1]).max() + 1).weight.shape == (C, N)
 
 
+def test_labels_may_be_truth_values():
+    x = mx.array(np.random.default_rng(0).normal(size=(9, N)), mx.float32)
+    labels = x[:, 0] > 0
+    fitted = RidgeClassifier(N, 2).fit(x, labels)
+    same = RidgeClassifier(N, 2).fit(x, labels.astype(mx.int32))
+    np.testing.assert_array_equal(np.array(fitted(x)), np.array(same(x)))
+
+
+def test_a_fit_inside_of_a_transformation_names_solve():
+    message = r"RidgeClassifier.fit\] fit must be called outside of mx.compile and mx.vmap.*Use solve"
+    with pytest.raises(ValueError, match=message):
+        mx.compile(lambda x, y: RidgeClassifier(N, C).fit(x, y).weight)(X, LABELS)
+
+
 X, LABELS = mx.zeros((5, N)), mx.zeros((5,), mx.int32)
 ERRORS = {
     "floats": (lambda: RidgeClassifier(N, C).adapt(X, X[:, 0], X), TypeError, r"adapt\] labels must be integers, but"),

@@ -367,6 +367,12 @@ def test_bad_input(call, error, match):
         call()
 
 
+def test_a_fit_inside_of_a_transformation_names_solve():
+    message = r"LogisticReadout.fit\] fit must be called outside of mx.compile and mx.vmap.*Use solve"
+    with pytest.raises(ValueError, match=message):
+        mx.compile(lambda x, y: LogisticReadout(3, 3).fit(x, y).weight)(X, Y)
+
+
 def test_to_linear_and_training_a_backbone():
     x, y, _ = blobs(16)
     readout = LogisticReadout(3, 3, learn_l2=True).fit(wide(x), mx.array(y))

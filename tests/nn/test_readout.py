@@ -1,6 +1,7 @@
 """LeastSquaresReadout as a layer: values, state, transformations, errors."""
 
 import copy
+import pickle
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -214,6 +215,24 @@ def test_rank_and_condition_of_a_fit():
     x, y, _ = data(9, dtype=mx.float32)
     heavy = LeastSquaresReadout(N, K, bias=False).fit(x, y, [1e18] + [1.0] * 8)
     assert heavy.rank == 1  # beside it the other rows are rounding noise
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_float64_survives_copies_and_pickle(duplicate):
+    """MLX alone pickles float64 arrays as float32."""
+    x, y, _ = data(9)
+    learned = LeastSquaresReadout(N, K, l2=0.3, learn_l2=True).fit(x, y)
+    by_feature = LeastSquaresReadout(N, K, l2=array(np.linspace(0.1, 1, N)[:, None], mx.float64)).fit(x, y)
+    for readout in (learned, by_feature):
+        other = duplicate(readout)
+        assert repr(other) == repr(readout) and other.weight.dtype == mx.float64
+        for key, value in readout.items():
+            np.testing.assert_array_equal(np.array(other[key]), np.array(value))
+        np.testing.assert_array_equal(np.array(other.solve(x, y)[0]), np.array(readout.solve(x, y)[0]))
+        other.unfreeze()
+        assert set(other.trainable_parameters()) == set(readout.trainable_parameters())
+        other.fit(2 * x, y)
+        assert not np.allclose(np.array(other.weight), np.array(readout.weight))
 
 
 def test_integers_beyond_float32_are_refused_with_the_remedy():

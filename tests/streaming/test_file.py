@@ -113,6 +113,12 @@ def test_a_missing_folder_is_named(tmp_path, stats):
         stats.save(tmp_path / "none" / "s.safetensors")
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, stats):
+    with pytest.raises(IsADirectoryError, match=r"save\] the path must name a file, but got the folder .*Add"):
+        stats.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 HEADER = {"input_dims": "3", "output_dims": "2", "bias": "True", "dtype": "float32"}
 MISMATCHED = {
     "version": ({"version": "2"}, {}, "the file must have the version 1, but got 2"),

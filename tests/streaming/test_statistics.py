@@ -333,6 +333,13 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(method, case):
     assert stats.moments is before
 
 
+def test_rows_inside_of_a_graph_are_refused():
+    stats = filled()
+    with pytest.raises(ValueError, match="update. it must be called outside of mx.compile and mx.vmap.*moments there"):
+        mx.compile(lambda x: stats.update(x, Y).moments)(X)
+    assert stats.count == 40
+
+
 def test_overflow_is_refused():
     with mx.stream(mx.cpu):
         large = mx.array([[1e200], [-1e200]], mx.float64)
