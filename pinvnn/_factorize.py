@@ -184,11 +184,7 @@ def factorize(
     name = "factorize"
     a = checks.array(name, "a", a, 2)
     out, work = dtypes.result(a), dtypes.working(a)
-<<<<<<< HEAD
-=======
     refuse_inexact_integers(name, "a", a, work)
-    method = checks.method(name, method, work)
->>>>>>> ad8f70f (Arrays and integers of every kind are read or refused by name, copies keep float64, and no fit says converged where the basis jumps)
     batch = [("a", a.shape[:-2])]
     if weights is not None:
         weights = checks.real_array(name, "weights", weights, work)

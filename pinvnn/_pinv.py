@@ -67,12 +67,8 @@ def pinv(
     a = checks.matrix("pinv", a, hermitian)
     out = dtypes.result(a)
     work = dtypes.working(a)
-<<<<<<< HEAD
-    check_method("pinv", method, a, work)
-=======
     refuse_inexact_integers("pinv", "a", a, work)
-    method = checks.method("pinv", method, work)
->>>>>>> ad8f70f (Arrays and integers of every kind are read or refused by name, copies keep float64, and no fit says converged where the basis jumps)
+    check_method("pinv", method, a, work)
     rtol, atol = checks.tolerances("pinv", a, rtol, atol)
     with large(work, stream):
         a = checks.in_working_dtype(a, work, hermitian)
