@@ -287,12 +287,18 @@ class Dual(Factorization):
         super().__init__(a, w)
         self._l2, self._cutoffs = l2, cutoffs
         with on_cpu():
-            if w is not None:
-                w = astype(w, mx.float64)
-                w = mx.concatenate([w, w], axis=-1) if a.dtype == mx.complex64 else w
-            self._of_rows = w
             self._rows = embed(a)
-            self._inverse, _ = inverse_of_ridge(self._rows, w, l2, "dual", dtypes.real(a.dtype), method=method)
+            self._inverse, _ = inverse_of_ridge(
+                self._rows, self._row_weights, l2, "dual", dtypes.real(a.dtype), method=method
+            )
+
+    @property
+    def _row_weights(self) -> mx.array | None:
+        """Of the embedded rows, float64."""
+        if self.w is None:
+            return None
+        w = astype(self.w, mx.float64)
+        return mx.concatenate([w, w], axis=-1) if self.a.dtype == mx.complex64 else w
 
     @cached_property
     def vectors(self) -> RightFactor:
@@ -300,7 +306,7 @@ class Dual(Factorization):
 
     def solve(self, b):
         with on_cpu():
-            return dual_solution(self._rows, stack(b), self._of_rows, self._l2, self._inverse.f)
+            return dual_solution(self._rows, stack(b), self._row_weights, self._l2, self._inverse.f)
 
     def pinv(self):
         """A^H (A A^H + l2 D^-1)^-1: the solutions for unit vectors."""

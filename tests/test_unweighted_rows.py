@@ -54,6 +54,19 @@ def test_values_and_gradients(name, label, value, transform):
             np.testing.assert_array_equal(g[2], 0, "the row itself")
 
 
+@pytest.mark.parametrize("method", ["primal", "dual"])
+def test_a_bad_target_of_a_factorization_with_a_penalty(method):
+    (a, b, w), _ = problem()
+    b[2, 0] = np.nan
+
+    def of(w):
+        return mx.sum(mx.square(pinvnn.factorize(a, weights=w, l2=0.3, method=method).solve(b)))
+
+    w[2] = 0
+    got = np.array(mx.grad(of)(w))
+    assert np.all(np.isfinite(got)) and got[2] == 0
+
+
 def test_a_bad_target_of_a_factorization_takes_its_weight_out_of_that_problem_only():
     (a, b, w), _ = problem()
     targets = mx.stack([b, b])

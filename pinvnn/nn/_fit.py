@@ -165,7 +165,7 @@ class FactoredProblem:
     def values(self) -> RowValues:
         """Residuals and what is left of the rows as constants."""
         with on_cpu():
-            plain = _by_rows(self.problem, self._inverse_root, self._kept, self._x)
+            plain = _by_rows(_constant(self.problem), self._inverse_root, self._kept, self._x)
             if self._left is None:
                 return plain
             kind, l2 = self._state[0], self.problem.l2
@@ -238,8 +238,15 @@ def factored(p: ReadoutProblem, in_float64: Callable[[], ReadoutProblem]) -> Fac
 #     (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A R c.
 
 
+def _constant(p: ReadoutProblem) -> ReadoutProblem:
+    p = p._replace(a=mx.stop_gradient(p.a), b=mx.stop_gradient(p.b))
+    if p.w is None:
+        return p
+    return p._replace(w=mx.stop_gradient(p.w), total_weight=mx.stop_gradient(p.total_weight))
+
+
 def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
-    """U = A W in the dtype of A; residuals and leverages from it, summed in float64."""
+    """U = A W in the dtype of A; residuals and leverages from it, summed in float64. Of constants."""
     k, rows, parts = p.b.shape[-1], [], []
     for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
         a, b = (v[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
@@ -262,8 +269,7 @@ def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
         loss = mx.sum(norms * norms * ((root * root) @ kept)[..., 0], axis=-1)
     loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
     noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.ones((1,), mx.float64)
-    parts = mx.concatenate(rows, axis=-2), q, squares, rest, noise, none
-    return RowValues(*(mx.stop_gradient(part) for part in parts))
+    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, none)
 
 
 def _total(p: ReadoutProblem) -> mx.array:

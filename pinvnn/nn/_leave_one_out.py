@@ -91,13 +91,15 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
     p = f.problem
     residual, rest = f.residual_and_rest
     with on_cpu():
-        w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
-        part = mx.ones((1,), mx.float64) if part is None else part
         noise = f.noise[..., None]
         if p.method == "cholesky" and not f.by_vectors:
             noise = noise * TRUSTED[p.entry_dtype]  # no values decided whether the rests have digits enough
-        alone = mx.logical_and(mx.stop_gradient(rest) <= noise, mx.logical_and(part == 1, w > 0))
-        rest = (1 - part) + part * rest
+        alone = mx.stop_gradient(rest) <= noise
+        if p.w is not None:
+            alone = mx.logical_and(alone, p.w > 0)
+        if part is not None:
+            alone = mx.logical_and(alone, part == 1)
+            rest = (1 - part) + part * rest
         determined = p.l2 is None or f.by_vectors
         if f.certified or not determined:  # no row is alone, or it cannot be told from one that leaves very little
             rest = mx.where(alone, mx.array(float("nan"), mx.float64), rest)
@@ -107,7 +109,8 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
         across = y
         if p.l2 is not None:
             across = y * (p.l2 / mx.max(p.l2, axis=-2, keepdims=True)).mT if p.l2.shape[-2] > 1 else y
-        norms = mx.where(alone, w * mx.sum(across * y, axis=-1), 1)
+        norms = mx.sum(across * y, axis=-1)
+        norms = mx.where(alone, norms if p.w is None else astype(p.w, mx.float64) * norms, 1)
         rest = mx.where(alone, 1, rest)
         without = (across @ astype(f.solution, mx.float64)) / norms[..., None]
         if p.l2 is not None:
