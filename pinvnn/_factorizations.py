@@ -20,7 +20,7 @@ import mlx.core as mx
 from ._factor.full_rank import Certified, factor_of_inverse, with_vectors
 from ._factor.rank import default_rtol
 from ._factor.ridge_inverse import inverse_of_ridge
-from ._factor.ridge_values import RidgeInverse, Route, solution
+from ._factor.ridge_values import RidgeInverse, Route, log_determinant, solution
 from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._factor.values import (
     adjoint_value,
@@ -46,6 +46,7 @@ from ._rules.ridge import penalized_inverse
 from ._rules.solve import attach_adjoint, attach_solve
 from ._rules.spectral import eigenvalues, inverse
 from ._rules.square import attach_inverse, attach_square_solve
+from ._rules.validation import with_value
 from ._types import RidgeMethod
 
 if TYPE_CHECKING:
@@ -315,8 +316,18 @@ class Dual(Factorization):
             return unstack(self.solve(unit), self.a.dtype)
 
     def logdet(self):
-        """Logarithm of the determinant of A^H D A + l2, n x n: by a factor of its own."""
-        return Penalized(self.a, self.w, self._l2, "feature").logdet()
+        """Logarithm of the determinant of A^H D A + l2: that of the m x m matrix, and n - m times log(l2).
+
+        Its derivative is that of the n x n form, of which the smallest eigenvalues would have no digits here.
+        """
+        (m, n), rows = self.a.shape[-2:], self._rows.shape[-2]
+        primal = Penalized(self.a, self.w, self._l2, "feature").logdet()
+        if m >= n:
+            return primal
+        with on_cpu():
+            f, l2 = self._inverse.f, mx.stop_gradient(self._l2)
+            value = log_determinant(f if f.full else RidgeInverse(f, "shared"), l2, rows) * (m / rows)
+            return with_value(primal, mx.broadcast_to(value + (n - m) * mx.log(l2[..., 0, 0]), primal.shape), 0)
 
 
 def _times_weights(p, r, a, w):

@@ -206,6 +206,17 @@ def test_half_precision_comes_back():
     assert f.solve(mx.ones((6,))).dtype == f.singular_values.dtype == mx.float32
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("l2", 10.0 ** np.arange(-12, 13, 4))
+def test_log_determinant_of_few_rows_over_twelve_decades(l2, weighted, dtype):
+    a = gaussian((3, 6), dtype)
+    w = positive((3,), real(dtype)) if weighted else None
+    x = numpy(a) * (1 if w is None else np.sqrt(numpy(w))[:, None])
+    want = np.linalg.slogdet(x @ np.conj(x.T) + l2 * np.eye(3))[1] + 3 * np.log(l2)
+    close(pinvnn.factorize(a, weights=w, l2=l2).logdet(), want, 1e-12 if dtype == mx.float64 else 1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
