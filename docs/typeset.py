@@ -7,7 +7,7 @@ are made of such letters, numbers, brackets and operators.
 
 import re
 
-FUNCTIONS = {"diag", "trace", "tr", "min", "max", "sqrt", "exp", "log", "det", "argmin", "sign"}
+FUNCTIONS = {"LA", "diag", "trace", "tr", "min", "max", "sqrt", "exp", "log", "det", "argmin", "sign"}
 GREEK = set("Pi xi zeta rho eta eps lambda sigma phi Phi theta alpha beta gamma tau".split())
 SYMBOLS = {
     "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "=>": r"\;\Rightarrow\;", "->": r"\to ", "...": r"\dots ",
@@ -15,14 +15,15 @@ SYMBOLS = {
     "~": r"\sim ", "`": "", "$": r"\$", "\\": r"\setminus ",
 }
 TOKEN = re.compile(
-    r"(?P<name>l2|[A-Za-z]+)(?P<marks>(?:_bar|_hat|_\([^()]*\)|_[A-Za-z0-9]+|\^\([^()]*\)|\^-?[A-Za-z0-9]+|\^\+)*)"
-    r"|(?P<power>(?<=[\])}|])[_^](?:\([^()]*\)|-?[A-Za-z0-9]+|\+))"
+    r"(?P<name>l2|[A-Za-z]+)(?P<marks>(?:_bar|_hat|_\([^()]*\)|_\{[^{}]*\}|_[A-Za-z0-9]+|\^\([^()]*\)|\^-?[A-Za-z0-9]+|\^\+)*)"
+    r"|(?P<power>(?<=[\])}|])[_^](?:\([^()]*\)|\{[^{}]*\}|-?[A-Za-z0-9]+|\+))"
     r"|(?P<symbol><=|>=|!=|=>|->|\.\.\.|[<>*{}%#&~`$\\])"
 )
+MARK = re.compile(r"[_^](?:\([^()]*\)|\{[^{}]*\}|[^_^]+)")
 
 
 def _script(mark: str) -> str:
-    body = mark[1:].strip("()")
+    body = mark[1:].strip("(){}")
     word, letters = re.fullmatch("[a-z]{3,}", body), re.fullmatch("-?[A-Za-z0-9]{1,3}", body)
     return mark[0] + "{" + (rf"\text{{{body}}}" if word else body if letters else _line(body)) + "}"
 
@@ -47,8 +48,8 @@ def _name(name: str, marks: str) -> str:
     elif len(name) == 2 and name.isupper():
         body = name[0] + r"\," + name[1]
     else:
-        return rf"\text{{{name}}}" + "".join(_script(mark) for mark in re.findall(r"[_^](?:\([^()]*\)|[^_^]+)", marks))
-    for mark in re.findall(r"[_^](?:\([^()]*\)|[^_^]+)", marks):
+        return rf"\text{{{name}}}" + "".join(_script(mark) for mark in MARK.findall(marks))
+    for mark in MARK.findall(marks):
         if mark in ("_bar", "_hat"):
             body = rf"\{mark[1:]}{{{body}}}"
         else:
@@ -69,20 +70,39 @@ def _line(text: str) -> str:
     return re.sub(r"(\\text\{[^{}]*)\}(,?) +", r"\1\2 }", re.sub(r"([^ {(]) +(?=\\text\{)", r"\1\\ ", made))
 
 
+def _angles(text: str) -> str:
+    """Inner products <x, y> with brackets of their own: < and > beside a blank are comparisons."""
+    return re.sub(r"<(?=[^\s=])([^<>]*?)(?<=[^\s=-])>", "⟨\\1⟩", text)
+
+
+def _short_rows(block: list[str]) -> list[str]:
+    """Columns that do not fit beside each other on a page, one below the other."""
+    rows = []
+    for line in block:
+        indent, row = line[: len(line) - len(line.lstrip())], ""
+        for column in re.split(r" {2,}", line.strip()):
+            if row and len(row) + len(column) > 78 and not re.fullmatch(r"\(\d\)", column):
+                rows.append(indent + row)
+                row = ""
+            row += ("    " if row else "") + column
+        rows.append(indent + row)
+    return rows
+
+
 def display(block: list[str]) -> str:
     """Lines of plain text as one display."""
     rows = []
-    for text in block:
+    for text in _short_rows(block):
         indent = r"\quad " if text.startswith("    ") else ""
-        text = re.sub(r" *(?<![<>!])=(?!>) +| +=(?!>) *", " = ", text.strip())
+        text = re.sub(r" *(?<![<>!])=(?!>) +| +=(?!>) *", " = ", _angles(text.strip()))
         rows.append(indent + r" \qquad ".join(_line(part) for part in re.split(r" {2,}", text)))
     return "\n".join(["$$", r"\begin{array}{l}", " \\\\\n".join(rows), r"\end{array}", "$$"])
 
 
 _NAMES = "|".join(sorted(FUNCTIONS | GREEK | {"Re", "conj", "cond", "l2", "atol", "rtol"}, key=len)[::-1])
-_MARK = r"(?:_\([^()\s]*\)|_[A-Za-z0-9]+|\^\([^()\s]*\)|\^-?[A-Za-z0-9]+|\^\+)"
+_MARK = r"(?:_\([^()\s]*\)|_\{[^{}\s]*\}|_[A-Za-z0-9]+|\^\([^()\s]*\)|\^-?[A-Za-z0-9]+|\^\+)"
 _ATOM = (
-    rf"(?:(?:{_NAMES}|sum(?=_)|d(?:Re|Im|{'|'.join(GREEK)}|[A-Za-np-z])|[A-Za-z]){_MARK}*(?![A-Za-z0-9])"
+    rf"(?:(?:{_NAMES}|sum(?=_)|(?:solve|softmax|rowsum|logsumexp)(?=\()|d(?:Re|Im|{'|'.join(GREEK)}|[A-Za-np-z])|[A-Za-z]){_MARK}*(?![A-Za-z0-9])"
     rf"|\d+(?:\.\d+)?(?![A-Za-z])|[)\]|}}>]{_MARK}*|<=|>=|!=|=>|->|\.\.\.|[-+=</([{{,])"
 )
 _WORD = re.compile(rf"(?:{_ATOM})+")
@@ -107,7 +127,7 @@ def _end_of_formula(words: list[str], i: int) -> int:
         text, after = _bare(words[i:j]), _bare(words[j : j + 1])
         article = text == "A" and re.fullmatch("[a-z]{2,}", after) and after not in _VERBS
         cut = re.search(r"(?<!\^)[-+=</,(]$| >$|^[-=+/]( |$)", text)
-        if _balanced(text) and re.search("[A-Za-z]", text) and not article and not cut and text != "o":
+        if _balanced(text) and re.search("[A-Za-z]", text) and not article and not cut:
             best = j
         if words[j - 1] != words[j - 1].rstrip(".,;:*") and _balanced(text):
             break
@@ -129,7 +149,7 @@ def _prose(text: str) -> str:
             i += 1
             continue
         body, after = re.fullmatch(r"(.*?)([.,;:*]*)", " ".join(inner[:end])).groups()
-        body = re.sub(r"<(?=[^\s=])([^<>]*?)(?<=[^\s=-])>", "⟨\\1⟩", re.sub(r"(?<=\b\w) x (?=\w\b)", " × ", body))
+        body = _angles(re.sub(r"(?<=\b\w) x (?=\w\b)|(?<=\d) x (?=\d)", " × ", body))
         out.append(f"{before}${_line(body)}${after}")
         i += end
     return " ".join(out)
@@ -146,6 +166,7 @@ def typeset(source: str) -> str:
     out: list[str] = []
     block: list[str] = []
     fenced = False
+    source, heading, references = source.partition("\n## References")  # initials of names are no formulas
     for line in [*source.split("\n"), "end"]:
         fenced ^= line.startswith("```")
         if line.startswith("    ") and not fenced and (block or not out or not out[-1].strip()):
@@ -160,4 +181,4 @@ def typeset(source: str) -> str:
             out += [display([text for text in block if text]), ""]
             block = []
         out.append(line if fenced or line.startswith(("#", "```")) or "](#" in line else inline(line))
-    return "\n".join(out[:-1])
+    return "\n".join(out[:-1]) + heading + references
