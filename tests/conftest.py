@@ -1,6 +1,7 @@
 """Runs the suite on the device that the environment variable DEVICE names: cpu (the default), gpu, or emulated.
 
-"emulated" is a GPU without one: see ``tests/support/emulated_gpu.py``.
+"emulated" is a GPU without one: see ``tests/support/emulated_gpu.py``. Processes that a test starts with
+``tests.support.launch.environment()`` have the same device.
 """
 
 import os
@@ -9,13 +10,11 @@ from contextlib import nullcontext
 import mlx.core as mx
 import pytest
 
-from tests.support.emulated_gpu import EmulatedGpu
+from tests.support.emulated_gpu import EmulatedGpu, set_device
 
 DEVICE = os.environ.get("DEVICE", "cpu")
-if DEVICE == "emulated":
-    EmulatedGpu(pytest.MonkeyPatch())
-else:
-    mx.set_default_device({"cpu": mx.cpu, "gpu": mx.gpu}[DEVICE])
+PATCHES = pytest.MonkeyPatch()
+set_device(PATCHES)
 
 
 def pytest_report_header(config):
@@ -27,6 +26,14 @@ def gpu(monkeypatch):
     """The :class:`EmulatedGpu` as the default device of one test."""
     with monkeypatch.context() as patches:
         yield EmulatedGpu(patches)
+
+
+@pytest.fixture
+def own_gpu():
+    """For a test that makes an :class:`EmulatedGpu` of its own: the one of the whole run is gone for as long."""
+    PATCHES.undo()
+    yield
+    set_device(PATCHES)
 
 
 @pytest.fixture

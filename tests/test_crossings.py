@@ -9,6 +9,8 @@ from pinvnn.streaming import moments, solve_moments
 from tests.support.cases import gaussian
 from tests.support.crossings import crossings
 
+pytestmark = pytest.mark.usefixtures("own_gpu")
+
 N, K = 16, 2
 
 

@@ -1,5 +1,8 @@
 """The emulated GPU bites: it refuses what a GPU refuses, and its products have the error of TF32."""
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from benchmarks.device import probe_exact_sums, probe_tf32
 from tests.support.cases import gaussian, numpy
+from tests.support.launch import environment
 
 SHAPES = [(48, 40), (40, 30), (48, 30), (3, 5, 30)]
 A, B, C, WEIGHTS = (gaussian(shape, mx.float32, i) for i, shape in enumerate(SHAPES))
@@ -113,3 +117,10 @@ def test_the_probes_of_the_device_benchmark(gpu):
     assert probe_tf32() and probe_exact_sums()
     with mx.stream(mx.cpu):
         assert not probe_tf32() and probe_exact_sums()
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", "Device(cpu, 0) False"), ("emulated", "Device(gpu, 0) True")])
+def test_a_process_that_a_test_starts_has_the_device_of_the_tests(device, said):
+    script = "import mlx.core as mx; from benchmarks.device import probe_tf32; print(mx.default_device(), probe_tf32())"
+    command = [sys.executable, "-c", script]
+    assert subprocess.check_output(command, env=environment(DEVICE=device), text=True).strip() == said

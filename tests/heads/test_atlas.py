@@ -75,7 +75,9 @@ def test_a_regression_is_that_of_scikit_learn(regressed, loaded, lengths):
     head = regressed.head()
     texts, labels = read(lengths, "test")
     errors = np.array(head(texts)) - labels
-    assert 1 - (errors**2).sum() / ((labels - np.mean(labels)) ** 2).sum() == pytest.approx(head.config.scores["test"])
+    score = 1 - (errors**2).sum() / ((labels - np.mean(labels)) ** 2).sum()
+    # On a GPU the head is a linear layer, with one TF32 product, and the scores of the atlas have three.
+    assert score == pytest.approx(head.config.scores["test"], rel=1e-6 if mx.default_device() == mx.cpu else 1e-3)
 
 
 def test_fit_head_is_the_atlas_of_one_layer(tiny, topics, classified):

@@ -1,7 +1,6 @@
 """An interrupted run goes on from its last checkpoint: nothing counted twice, nothing lost."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from pinvnn._lm.files import Checkpoint, write_whole
 from pinvnn.heads import atlas
 from pinvnn.streaming import ReadoutStatistics
+from tests.support.launch import environment
 from tests.support.topics import write_folder
 
 L2 = [0.1, 10.0]
@@ -49,9 +49,8 @@ def whole(tiny, data):
 
 
 def start(gate: Path, arguments: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SLOW, str(gate), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen):

@@ -11,6 +11,8 @@ from pinvnn.nn import LeastSquaresReadout
 from pinvnn.streaming import ReadoutStatistics
 from pinvnn.testing import gradcheck, random_matrix
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 N, K = 3, 2
 ROWS = {"tall": 9, "one more": N + 1, "square": N, "wide": 2}
 L2 = {"none": None, "number": (), "target": (K,), "feature": (N, 1), "both": (N, K)}

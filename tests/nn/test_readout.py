@@ -14,6 +14,8 @@ from sklearn.linear_model import LinearRegression, Ridge
 from pinvnn.nn import LeastSquaresReadout, PseudoInverse
 from pinvnn.testing import gradcheck, random_matrix
 
+pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
+
 N, K = 3, 2
 SHAPES = {"tall": 8, "square": 3, "wide": 2}
 STEPS = (0.0, 1e-4, 2e-4)
@@ -151,7 +153,7 @@ HALF = [mx.float16, mx.bfloat16]
 
 @pytest.mark.parametrize("dtype", [*HALF, mx.float32, mx.float64])
 def test_dtypes_come_back_as_they_went_in(dtype):
-    x, y, _ = (v.astype(dtype) for v in data(5))
+    x, y, _ = data(5, dtype=dtype)
     readout = LeastSquaresReadout(N, K, l2=0.5)
     outputs = [*readout.solve(x, y), readout.adapt(x, y, x), readout.loo_predictions(x, y)]
     assert {out.dtype for out in outputs} == {dtype}
@@ -159,7 +161,7 @@ def test_dtypes_come_back_as_they_went_in(dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_losses_and_scores_of_half_input_are_float32(dtype):
-    x, y, w = (v.astype(dtype) for v in data(9))
+    x, y, w = data(9, dtype=dtype)
     y = y * 8e3 if dtype == mx.float16 else y
     readout = LeastSquaresReadout(N, K, l2=0.5)
     single = [v.astype(mx.float32) for v in (x, y, w)]

@@ -11,8 +11,10 @@ on NVIDIA GPUs since Ampere: the operands keep 11 bits of their 24. All of this 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import mlx.core as mx
 
@@ -230,6 +232,15 @@ class EmulatedGpu:
 
 
 _matmul = mx.matmul
+
+
+def set_device(patch=None):
+    """Make the device that the environment variable DEVICE names the default: cpu (the default), gpu, or emulated."""
+    device = os.environ.get("DEVICE", "cpu")
+    if device == "emulated":
+        EmulatedGpu(patch or SimpleNamespace(setattr=setattr))
+    else:
+        mx.set_default_device({"cpu": mx.cpu, "gpu": mx.gpu}[device])
 
 
 def placed(dtype):

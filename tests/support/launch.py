@@ -11,6 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def environment(**variables):
+    """The environment of a process of the tests: this library, and the device that the tests have."""
+    path = os.pathsep.join(map(str, [ROOT / "tests" / "support" / "site", ROOT]))
+    return {**os.environ, "PYTHONPATH": path, **variables}
+
+
 def free_ports(count):
     """The first of ``count`` ports in a row that nobody listens on."""
     for _ in range(100):
@@ -33,7 +39,7 @@ def launch(size, script, *arguments, timeout=120):
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,18 +1,16 @@
 """A command that is killed goes on from its last checkpoint, and several processes share the text."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from pinvnn._command import main
-from tests.support.launch import launch
+from tests.support.launch import environment, launch
 
 # The command as a user runs it, except that the second chunk waits forever.
 SLOW = """
@@ -35,9 +33,8 @@ sys.exit(main(sys.argv[1:]))
 def test_a_killed_repair_goes_on(tiny, packed, texts, tmp_path):
     output = tmp_path / "out"
     arguments = ["repair", "--model", str(packed), "--original", str(tiny), "--data", str(texts), "--rank", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SLOW, *arguments, "--output", str(output), "--save-every", "0"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (output / "checkpoint" / "rank0-00000001").exists():
             assert process.poll() is None, process.communicate()[1]

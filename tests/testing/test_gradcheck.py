@@ -225,6 +225,7 @@ COMPLEX = {
 }
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("fn", ids(COMPLEX))
 def test_complex_functions_pass(fn):
     assert gradcheck(fn, random_matrix((3, 2), dtype=mx.complex64)) < 2e-3
@@ -244,6 +245,7 @@ def complex_product(conjugate):
     return product
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_missing_conjugate_is_caught():
     a, b = random_matrix((3, 2), dtype=mx.complex64), random_matrix((2, 4), dtype=mx.complex64, seed=1)
     assert gradcheck(complex_product(mx.conj), a, b, modes=["vjp"], order=2) < 2e-3

@@ -185,6 +185,7 @@ def test_a_rank_deficient_basis_has_the_shortest_linear_part_and_errors_of_what_
     assert np.isnan(np.array(alone.standard_error)).all()
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_alpha_that_the_data_do_not_see_has_no_errors_and_spoils_no_others(fitted):
     found = varpro(lambda a: decays(a[:2]), float64([0.3, 3.0, 7.0]), Y)
     assert found.converged
@@ -203,6 +204,7 @@ def test_alpha_that_the_data_do_not_see_has_no_errors_and_spoils_no_others(fitte
     np.testing.assert_allclose(np.array(found.predict().standard_error), np.array(fitted.predict().standard_error))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_no_degrees_of_freedom_no_variance():
     found = varpro(decays, START, Y[:5], inputs=(float64(T[:5]),))
     assert math.isnan(found.residual_std.item())
@@ -212,6 +214,7 @@ def test_no_degrees_of_freedom_no_variance():
 # --- Shapes of alpha, modules, bounds --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_alpha_may_be_a_tree(fitted):
     tree = {"slow": START[0], "fast": (START[1:], {"shift": float64([[0.0]])})}
 
@@ -315,6 +318,7 @@ def test_the_band_is_that_of_the_full_covariance(columns):
         np.testing.assert_allclose(np.array(error).reshape(9, k)[:, i], expected, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_prediction_at_the_data_by_default_and_with_another_basis(fitted):
     mean, error = fitted.predict()
     np.testing.assert_allclose(np.array(mean + 0), np.array(Y) - np.array(fitted.residuals), atol=1e-12)
@@ -442,6 +446,7 @@ def test_bad_input_is_refused(name):
         varpro(**(dict(basis=decays, alpha=START, y=Y) | options))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_fewer_data_than_parameters_are_enough_with_l2():
     found = varpro(decays, START, Y[:4], inputs=(float64(T[:4]),), l2=0.1)
     assert np.isfinite(np.array(found.linear)).all()
