@@ -1,13 +1,12 @@
 """What a fit predicts for a row that was left out of it, exactly and without a second fit."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import mlx.core as mx
 
-from .._factor import RidgeInverse, RightFactor, in_range, right_factor
-from .._mlx import astype, large, on_cpu, visible
-from .._rules import free_degrees, gcv_score, gram_handle, gram_normal, inverse, kept_shrinkage, with_value
+from .._factor import RightFactor, in_range, inverse_of_ridge, right_factor
+from .._mlx import astype, dtypes, large, on_cpu, visible
+from .._rules import free_degrees, gcv_score, inverse_of, kept_shrinkage, with_value
 from .._types import ReadoutMethod
 from ._balance import of_own_class, without_each, without_one_of_a_class
 from ._bounds import of_free_weights
@@ -140,29 +139,50 @@ def _dual(p: ReadoutProblem) -> mx.array:
         return with_value(p.l2 * alpha, values.residual, 2) / rest[..., None]
 
 
-def _dual_parts(p: ReadoutProblem) -> tuple[RightFactor, mx.array, RowValues]:
+def _dual_parts(p: ReadoutProblem, spectrum: bool = False) -> tuple[RightFactor, mx.array, RowValues]:
     """The factor of A^T, C with its derivatives, and residuals and rests as constants."""
     with on_cpu():
-        flat, eye = p.a.mT, mx.eye(p.a.shape[-2], dtype=mx.float64)
-        f, values = _dual_values(p, flat)
-        k = gram_handle(flat, None, f)
-        if p.l2 is None:
-            return f, inverse(k, eye, f) * f.r * f.r, values
-        return f, gram_normal(k / f.r / f.r, p.l2, eye, RidgeInverse(f, "shared")), values
+        flat = p.a.mT
+        f, values = _dual_values(p, flat, spectrum)
+        kind = "truncated" if p.l2 is None else "feature" if f.full else "shared"
+        l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
+        return f, inverse_of(kind, flat, None, l2, f), values
 
 
-def _dual_values(p: ReadoutProblem, flat: mx.array) -> tuple[RightFactor, RowValues]:
-    """By the eigenvectors of A A^T where the values show that they have digits enough, else by an SVD."""
-    def by(method: Literal["gram", "svd"]) -> tuple[RightFactor, RowValues]:
-        f, _ = right_factor(flat, method=method, entries=p.entry_dtype)
-        f = f if p.l2 is None else in_range(f, p.l2)
-        return f, row_values(p, f.v, f, p.l2, None, by_gram=method == "gram")
+def _dual_values(p: ReadoutProblem, flat: mx.array, spectrum: bool) -> tuple[RightFactor, RowValues]:
+    """By what costs least and is seen to have digits enough: a Cholesky factor, eigenvectors of A A^T, an SVD.
 
+    The first has no singular values, which ``spectrum`` asks for.
+    """
     if p.entry_dtype != mx.float64 and visible(flat):
-        f, values = by("gram")
+        if p.l2 is not None and not spectrum:
+            f = inverse_of_ridge(p.a, None, p.l2, "dual", p.entry_dtype)[0].f
+            values = _cholesky_values(p, f) if f.full else _by_gram(p, f)
+        else:
+            f = right_factor(flat, method="gram", entries=p.entry_dtype)[0]
+            f = f if p.l2 is None else in_range(f, p.l2)
+            values = _by_gram(p, f)
         if digits_suffice(values, p.entry_dtype):
             return f, values
-    return by("svd")
+    f = right_factor(flat, method="svd", entries=p.entry_dtype)[0]
+    f = f if p.l2 is None else in_range(f, p.l2)
+    return f, row_values(p, f.v, f, p.l2, None)
+
+
+def _by_gram(p: ReadoutProblem, f: RightFactor) -> RowValues:
+    return row_values(p, f.v, f, p.l2, None, by_gram=True)
+
+
+def _cholesky_values(p: ReadoutProblem, f: RightFactor) -> RowValues:
+    """From C = r^2 V V^T; the rests lose what the intercept's share takes from them."""
+    assert p.l2 is not None
+    c = (f.v @ f.v.mT) * (f.r * f.r)
+    part = p.l2[..., 0] * _diagonal(c)
+    # |A A^T + l2| |C|, and C is at most 1 / l2.
+    noise = 8 * dtypes.eps(mx.float64) * (1 + mx.sum(p.a * p.a, axis=(-2, -1)) / p.l2[..., 0, 0])
+    none = mx.zeros((1, 1), mx.float64)
+    values = none, p.l2 * (c @ p.b), none, part - intercept(p), noise, none
+    return RowValues(*(mx.stop_gradient(value) for value in values))
 
 
 def _diagonal(x: mx.array) -> mx.array:
@@ -262,7 +282,7 @@ def squares_and_freedom(
 
 def _dual_residual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
     """Residuals, and the degrees of freedom that are left."""
-    f, c, values = _dual_parts(p)
+    f, c, values = _dual_parts(p, spectrum=True)
     with on_cpu():
         if p.l2 is None:
             free = free_degrees(p.total_weight, mx.sum(f.kept, axis=-1), 0.0, p.means is not None)

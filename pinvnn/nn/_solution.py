@@ -48,5 +48,6 @@ def rank_and_condition(p: ReadoutProblem) -> tuple[int, float]:
     """
     if p.a.size == 0:
         return 0, 1.0
-    rank, s = factor_problem(p.a, p.w).evaluated_spectrum()
+    with large(p.a.dtype):
+        rank, s = factor_problem(p.a, p.w).evaluated_spectrum()
     return int(rank), float(s[0] / s[rank - 1]) if rank else 1.0
