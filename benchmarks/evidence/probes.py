@@ -10,11 +10,8 @@ cross-entropy; pairs are ten parts of the test texts.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
-from importlib import import_module
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -27,13 +24,13 @@ from sklearn.svm import LinearSVC
 
 from pinvnn import nn
 
+from .example import example
 from .networks import standardized
 from .search import Choice, Log, draws
 from .table import Row, Table
 
 SIZES, BUDGET, PARTS = {"train": 1000, "valid": 250, "test": 500}, 24, 10
 LEAST = 10  # training texts of a class; the others are left out, since calibration by folds needs some of each
-EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSIFIERS = {
     "logistic": lambda penalty: LogisticRegression(C=10 / penalty, max_iter=300),
     "naive Bayes": lambda penalty: ComplementNB(alpha=penalty),
@@ -49,14 +46,13 @@ def corpus(small: bool) -> tuple[dict[str, tuple[list[str], np.ndarray]], dict[s
     if small:
         os.environ["PINVNN_EXAMPLE_SIZE"] = "small"
         os.environ.setdefault("PINVNN_EXAMPLE_OUTPUT", tempfile.mkdtemp())
-    sys.path.insert(0, str(EXAMPLES))
-    example = import_module("llm_atlas")
+    atlas = example("llm_atlas")
     from pinvnn.heads import extract
 
-    data = example.write_data(example.OUTPUT / "evidence", {"train": 60, "valid": 30, "test": 40} if small else SIZES)
-    model, parts = example.prepare_model(), {}
+    data = atlas.write_data(atlas.OUTPUT / "evidence", {"train": 60, "valid": 30, "test": 40} if small else SIZES)
+    model, parts = atlas.prepare_model(), {}
     for name in SIZES:
-        texts, labels = example.read(data, name)
+        texts, labels = atlas.read(data, name)
         parts[name] = texts, np.array(labels)
     names, counts = np.unique(parts["train"][1], return_counts=True)
     names = names[counts >= LEAST]

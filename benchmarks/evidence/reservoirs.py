@@ -8,7 +8,10 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
 
+from .example import example
+
 HORIZON = 84
+mackey_glass = example("reservoir").mackey_glass
 
 
 class Scales(NamedTuple):
@@ -20,16 +23,6 @@ class Scales(NamedTuple):
     leak: float = 0.44
     decay: float = 0.396  # of the state in a step; Jaeger: 0.9 times leak
     l2: float = 1e-12
-
-
-def mackey_glass(steps: int, seed: int, tau: int = 17, substeps: int = 10) -> np.ndarray:
-    """The series as Jaeger (2001) has it: Euler steps of 1 / 10, one in ten kept, tanh(d - 1)."""
-    start, delay = np.random.default_rng(seed).uniform(1.1, 1.3, tau * substeps), tau * substeps
-    d = np.concatenate([start, np.zeros((1000 + steps) * substeps)])
-    for i in range(delay, len(d)):
-        late, last = d[i - delay], d[i - 1]
-        d[i] = last + (0.2 * late / (1 + late**10) - 0.1 * last) / substeps
-    return np.tanh(d[delay + 1000 * substeps :: substeps] - 1)
 
 
 class Reservoirs:
