@@ -64,8 +64,8 @@ class Factorization:
         tall: The matrix that was factored, weights apart.
     """
 
-    def __init__(self, a: mx.array, w: mx.array | None):
-        self.a, self.w = a, w
+    def __init__(self, a: mx.array, w: mx.array | None, cutoffs: Cutoffs = (None, None)):
+        self.a, self.w, self._cutoffs = a, w, cutoffs
         self.tall = a if w is not None or a.shape[-2] >= a.shape[-1] else h(a)
 
     def with_weights(self, w: mx.array) -> "Factorization":
@@ -87,10 +87,10 @@ class Factorization:
         """The right factor, full or with singular vectors, whichever costs less."""
         return self.vectors
 
-    @property
+    @cached_property
     def vectors(self) -> RightFactor:
         """The right factor with singular vectors."""
-        raise NotImplementedError
+        return right_factor(self.tall, self.w, *self._cutoffs)[0]
 
     @property
     def rank(self) -> mx.array:
@@ -153,8 +153,8 @@ class Truncated(Factorization):
         super().__init__(a, w)
         self._f, self._left = right_factor(self.tall, w, rtol, atol, method)
 
-    @property
-    def vectors(self) -> RightFactor:
+    @cached_property
+    def vectors(self):
         return self._f
 
     def solve(self, b):
@@ -177,16 +177,16 @@ class FullRank(Factorization):
 
     def __init__(self, a, w, known: Certified, rtol, atol, verified: bool, b=None):
         """``verified`` says that values showed the full rank; else it is NaN where it fails, and the rank is open."""
-        super().__init__(a, w)
-        self._known, self._b, self._cutoffs, self._verified = known, b, (rtol, atol), verified
+        super().__init__(a, w, (rtol, atol))
+        self._known, self._b, self._verified = known, b, verified
 
     @property
     def factor(self) -> RightFactor:
         return self._known.right if self._verified else self.vectors
 
     @cached_property
-    def vectors(self) -> RightFactor:
-        return with_vectors(self.factor) if self._verified else right_factor(self.tall, self.w, *self._cutoffs)[0]
+    def vectors(self):
+        return with_vectors(self.factor) if self._verified else super().vectors
 
     @property
     def rank(self):
@@ -231,7 +231,7 @@ class Square(Factorization):
         return factor_of_inverse(self._inverse)
 
     @cached_property
-    def vectors(self) -> RightFactor:
+    def vectors(self):
         return with_vectors(self.factor)
 
     @property
@@ -252,16 +252,12 @@ class Penalized(Factorization):
         self, a, w, l2: mx.array, route: Route, method: RidgeMethod = "auto", b=None, cutoffs: Cutoffs = (None, None)
     ):
         """``l2`` is ``(..., 1 or n, 1 or k)``, with k = 1 for all but :meth:`solve`; ``route`` is not the dual one."""
-        super().__init__(a, w)
+        super().__init__(a, w, cutoffs)
         with on_cpu():  # a penalty by feature is that of the embedded Gram matrix
             twice = a.dtype == mx.complex64 and l2.shape[-2] > 1
             self._l2 = mx.concatenate([l2, l2], axis=-2) if twice else l2
         self._inverse, self._hints = inverse_of_ridge(a, w, self._l2, route, a.dtype, b, method)
-        self._b, self._cutoffs = b, cutoffs
-
-    @cached_property
-    def vectors(self) -> RightFactor:
-        return right_factor(self.tall, self.w, *self._cutoffs)[0]
+        self._b = b
 
     def solve(self, b):
         hints = self._hints if b is self._b else self._hints._replace(rhs=None)
@@ -285,8 +281,8 @@ class Dual(Factorization):
 
     def __init__(self, a, w, l2: mx.array, method: RidgeMethod = "auto", cutoffs: Cutoffs = (None, None)):
         """``l2`` is ``(..., 1, 1 or k)``, with k = 1 for all but :meth:`solve`."""
-        super().__init__(a, w)
-        self._l2, self._cutoffs = l2, cutoffs
+        super().__init__(a, w, cutoffs)
+        self._l2 = l2
         with on_cpu():
             self._rows = embed(a)
             self._inverse, _ = inverse_of_ridge(
@@ -300,10 +296,6 @@ class Dual(Factorization):
             return None
         w = astype(self.w, mx.float64)
         return mx.concatenate([w, w], axis=-1) if self.a.dtype == mx.complex64 else w
-
-    @cached_property
-    def vectors(self) -> RightFactor:
-        return right_factor(self.tall, self.w, *self._cutoffs)[0]
 
     def solve(self, b):
         with on_cpu():
