@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checks import refuse_network, report_missing  # noqa: E402
 from generate import write_pages  # noqa: E402
 from link_names import LinkNames, targets  # noqa: E402
-from signatures import link_documents, name_types  # noqa: E402
+from signatures import name_types, prepare  # noqa: E402
 from typeset import typeset  # noqa: E402
 
 import pinvnn  # noqa: E402
@@ -68,4 +68,4 @@ def setup(app):
     app.connect("env-check-consistency", report_missing)
     app.connect("build-finished", refuse_network)
     app.connect("autodoc-process-signature", name_types)
-    app.connect("autodoc-process-docstring", link_documents)
+    app.connect("autodoc-process-docstring", prepare, priority=400)  # before napoleon

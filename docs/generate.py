@@ -64,7 +64,7 @@ def entry(module: str, name: str) -> str:
     value = getattr(importlib.import_module(module), name)
     directive = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
     # Methods that come from a private base are described at each class, those of mlx.nn.Module and of tuples are not.
-    options = "   :inherited-members: Module, tuple, object\n" if inspect.isclass(value) else ""
+    options = "   :inherited-members: Module, dict, tuple, object\n" if inspect.isclass(value) else ""
     if hasattr(value, "_fields"):  # of a named tuple; the docstring lists them
         options += f"   :exclude-members: {', '.join(value._fields)}\n"
     return f"## {name}\n\n```{{eval-rst}}\n.. {directive}:: {module}.{name}\n{options}```\n"
