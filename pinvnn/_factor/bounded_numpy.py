@@ -38,10 +38,15 @@ def _pivot_all(p: Problem, a, b, w, l2):
     unsolved = []
     for i in range(0, total, at_once):
         which = np.arange(i, min(i + at_once, total))
-        where = np.unravel_index(which, batch)
-        good = p.good[where][:, 0]
-        which, where = which[good], tuple(axis[good] for axis in where)
-        x[which], state[which], solved = _pivot(Problem(*(field[where] for field in p)))
+        if len(which) == total:
+            rows = Problem(*(v.reshape(total, *v.shape[len(batch) :]) for v in p))
+        else:
+            where = np.unravel_index(which, batch)
+            rows = Problem(*(v[where] for v in p))
+        good = rows.good[:, 0]
+        if not good.all():
+            which, rows = which[good], Problem(*(v[good] for v in rows))
+        x[which], state[which], solved = _pivot(rows)
         unsolved += list(which[~solved])
     for i in unsolved:
         x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2)
@@ -66,7 +71,8 @@ def _pivot(p: Problem):
                 all_of[gone] = some[~on]
             if not on.any():
                 break
-            rest, now, here = rest[on], Problem(*(f[on] for f in now)), here[on]
+            rest, here = rest[on], here[on]
+            now = now._replace(**{f: getattr(now, f)[on] for f in ("c", "q", "lower", "upper", "size")})
             moves, least, patience = [v[on] for v in moves], least[on], patience[on]
         here, least, patience = exchange(np, here, moves, least, patience)
     solved &= (np.abs(np.where(state == 0, gradient, 0)) <= 64 * noise).all(axis=-1)

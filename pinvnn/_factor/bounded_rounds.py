@@ -44,11 +44,11 @@ def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     n, eye = gram.shape[-1], xp.eye(gram.shape[-1], dtype=xp.float64)
     zero, one, nan = (xp.array(v, xp.float64) for v in (0.0, 1.0, math.nan))
     l2, rhs, lower, upper = (xp.swapaxes(v, -1, -2) for v in (xp.where(l2 < 0, nan, l2), rhs, lower, upper))
-    gram = gram[..., None, :, :] + eye * l2[..., None, :]
-    diagonal = xp.diagonal(gram, axis1=-2, axis2=-1)
-    lengths = xp.sqrt(xp.where(diagonal > 0, diagonal, one))
-    c, q = gram / lengths[..., None] / lengths[..., None, :], rhs / lengths
-    c = xp.where(eye > 0, one, c)  # of a column of zeros, too: its variable is then 0, or what bound is nearest
+    gram = gram[..., None, :, :]
+    diagonal = xp.diagonal(gram, axis1=-2, axis2=-1) + l2
+    lengths = xp.sqrt(xp.where(diagonal == 0, one, diagonal))
+    short = 1 / lengths
+    c, q = gram * (short[..., None] * short[..., None, :]), rhs * short
     # At least |D^(1/2) b|, without a copy of b in float64.
     m = b.shape[-2]
     total = xp.array(float(m), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
@@ -58,8 +58,9 @@ def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     ordered = xp.all(xp.broadcast_to(ordered, whole), axis=-1, keepdims=True)
     sums = xp.sum(c, axis=(-2, -1), keepdims=True)
     good = xp.logical_and(ordered, xp.isfinite(sums[..., 0] + xp.sum(q + lengths, axis=-1, keepdims=True) + size))
-    # By itself, so that one matrix may stay one for all targets.
-    c = xp.where(xp.isfinite(sums), c, eye)
+    # The diagonal, of a column of zeros, too: its variable is then 0, or what bound is nearest. Matrices that are not
+    # finite by themselves, so that one may stay one for all targets.
+    c = xp.where(xp.logical_or(eye > 0, xp.logical_not(xp.isfinite(sums))), eye, c)
     q, size = xp.where(good, q, zero), xp.where(good, size, zero)
     lower, upper = xp.where(good, lower * lengths, zero), xp.where(good, upper * lengths, one)
     low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
