@@ -32,7 +32,7 @@ def logistic():
 
 # name: (a loss of (a, b), most arrays that may cross, most of their bytes in units of a's)
 STEPS = {
-    "pinv": (lambda a, b: mx.sum(pinv(a, method="cholesky") ** 2), 13, 3.03),
+    "pinv": (lambda a, b: mx.sum(pinv(a, method="cholesky") ** 2), 10, 3.03),
     "lstsq": (lambda a, b: mx.sum(lstsq(a, b, method="cholesky").solution), 9, 1.38),
     "lstsq, residuals": (lambda a, b: mx.sum(lstsq(a, b, method="cholesky").residuals), 4, 1.38),
     "ridge": (lambda a, b: mx.sum(ridge(a, b, 0.1)), 10, 1.38),

@@ -301,6 +301,20 @@ def test_float32_agrees_with_float64(shape, name):
     assert max(errors) < 1e-3, errors
 
 
+@pytest.mark.parametrize("mean", [0, 300, 1000])
+@pytest.mark.parametrize("shape", [(200, 20), (20, 200), (2, 90, 5)], ids=str)
+def test_the_gradient_of_pinv_keeps_its_digits_far_from_zero(shape, mean):
+    """Condition 10 about the mean of the longer side; products of A itself would lose the digits of the mean."""
+    rows = mx.swapaxes(gaussian(shape, mx.float32), -1, -2) if shape[-2] < shape[-1] else gaussian(shape, mx.float32)
+    rows = rows * mx.linspace(0.3, 1, rows.shape[-1]) + mean
+    a = mx.swapaxes(rows, -1, -2) if shape[-2] < shape[-1] else rows
+    w = gaussian((*a.shape[:-2], a.shape[-1], a.shape[-2]), mx.float32, 1)
+    slope = mx.grad(lambda a, w: mx.sum(pinv(a) * w))
+    with mx.stream(mx.cpu):
+        expected = slope(a.astype(mx.float64), w.astype(mx.float64))
+    assert norm_error(slope(a, w), expected) < 2e-6
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.complex64])
 def test_memory_of_a_gradient(dtype):
     """A rule that formed an m x m matrix would need 40 GB, or 80."""

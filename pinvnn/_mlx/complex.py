@@ -34,6 +34,15 @@ def embed(x: mx.array) -> mx.array:
         return mx.concatenate([stack(x), stack(x * mx.array(1j, mx.complex64))], axis=-1)
 
 
+def embed_stacked(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """:func:`embed` of what is stacked."""
+    if dtype != mx.complex64:
+        return x
+    with on_cpu():
+        re, im = mx.split(x, 2, axis=-2)
+        return mx.concatenate([x, mx.concatenate([-im, re], axis=-2)], axis=-1)
+
+
 def unembed(x: mx.array, dtype: mx.Dtype) -> mx.array:
     """Inverse of :func:`embed`, in ``dtype``."""
     with on_cpu():

@@ -23,6 +23,7 @@ Since P = B A^H, every term but G^H B has A on its left, and they gather in one 
 
     A_bar = G^H B + A M,    M = -(B T + T^H B) + Q + Q^H,  Q = S(B G A + T^H),  T = G P^H.
 
+Where rows are far from 0, A is split into 1 c, a row near their mean in each, and C, whose products keep the digits.
 It is exact where non-zero values are truncated, too (``spectral.pull_back``), costs four products of size m n^2, and
 needs no m x m matrix.
 """
@@ -32,48 +33,58 @@ import mlx.core as mx
 from .._factor.right_factor import RightFactor
 from .._factor.values import reciprocal
 from .._mlx.attach import attach, attach_like
-from .._mlx.complex import embed, h, unembed, unstack
+from .._mlx.complex import embed, embed_stacked, h, unembed
 from .._mlx.dtypes import real
 from .._mlx.matmul import addmm, matmul, on_gpu
 from .._mlx.place import astype, large, on_cpu
 from .products import cross_product, gram_handle, gram_tangent
 from .spectral import inverse, inverse_matrix, pull_back, split, split_weight
 
+_ROWS_OF_SHIFT = 64  # as many give a mean that is near enough, whatever the order of the rows
+
 
 def _pinv_vjp(p, g, a, f: RightFactor):
     k, r = gram_handle(a, None, f), astype(f.r, real(a.dtype))
-    t = _inner(g, p)
-    with on_cpu():
-        wide = inverse_matrix(k, f) * f.r
-        b = unembed(wide, a.dtype)
-        if f.full:
-            bt = wide @ embed(t)
-            m = unembed(-(bt + bt.mT), a.dtype)
     with large(a.dtype):
-        if not f.full:
-            m = _truncated(k, t, matmul(g * r, a), f, a.dtype)
-        return (_sum_of_products(h(g), b, a, m) * r,)
-
-
-def _inner(g, p):
-    """T = G P^H. Its errors pass P^H once more: on a GPU it is summed in float64 on the CPU."""
-    if on_gpu(g.dtype):
-        with on_cpu():
-            return unstack(cross_product(h(g), h(p), mx.ones((1, 1), mx.float64)), g.dtype)
-    return g @ h(p)
-
-
-def _truncated(k, t, ga, f: RightFactor, dtype) -> mx.array:
-    """M / r from T and r G A where singular values may have been dropped."""
+        # A = C + 1 c, c near the mean row: where rows are far from 0, float32 products of A itself, or of P, lose the
+        # digits of |c| / |C|.
+        shift = mx.stop_gradient(mx.mean(a[..., :: max(1, a.shape[-2] // _ROWS_OF_SHIFT), :], axis=-2, keepdims=True))
+        near, gr = (a - shift) * r, g * r
     with on_cpu():
-        return unembed(pull_back(k, embed(t), embed(ga) * f.r, f, real(dtype)) * f.r, dtype)
+        wide, c = inverse_matrix(k, f) * f.r, embed(shift) * f.r
+    ga = _product_with_rows(gr, a, near, c, f.r)
+    with on_cpu():
+        # In float64, which B has, too, (G A) B would lose cond(A)^2 digits.
+        t = g @ h(p) if a.dtype == mx.float64 else ga @ wide
+        if f.full:
+            bt = wide @ t
+            m = -(bt + bt.mT)
+        else:
+            m = pull_back(k, t, ga * f.r, f, real(a.dtype)) * f.r
+        # One array, since on CUDA the host waits for each that crosses to the GPU.
+        small = mx.concatenate([unembed(x, a.dtype) for x in (wide, m, c @ m)], axis=-2)
+    with large(a.dtype):
+        n = a.shape[-1]
+        b, m, row = mx.split(small, [n, 2 * n], axis=-2)
+        return (_sum_of_products(h(gr), b, near, m, row),)
 
 
-def _sum_of_products(a, b, c, d) -> mx.array:
-    """``a b + c d`` without an intermediate array for the second product, where MLX can."""
+def _product_with_rows(g, a, near, c, r):
+    """G A from r A = ``near`` + 1 c in each row, embedded. Its errors pass B twice: on a GPU it is a float64 sum."""
+    if on_gpu(a.dtype):
+        with on_cpu():
+            return embed_stacked(cross_product(h(g), a, mx.ones((1, 1), mx.float64)), a.dtype)
+    with large(a.dtype):
+        product, total = g @ near, g @ mx.ones((near.shape[-2], 1), g.dtype)
+    with on_cpu():
+        return (embed(product) + embed(total) @ c) / r
+
+
+def _sum_of_products(a, b, c, d, row) -> mx.array:
+    """``a b + c d`` plus ``row`` in each row, without intermediate arrays for the products, where MLX can."""
     if a.dtype == mx.complex64 or a.ndim > 2:
-        return matmul(a, b) + matmul(c, d)
-    return addmm(matmul(a, b), c, d)
+        return matmul(a, b) + matmul(c, d) + row
+    return addmm(addmm(row, a, b), c, d)
 
 
 def _pinv_jvp(p, tangents, a, f: RightFactor):
