@@ -1,6 +1,6 @@
 """Derivative rules of multinomial logistic regression, at every order, by the implicit function theorem.
 
-Notation as in ``_factor/newton.py``: A the rows (m x N), T the minimizer (N x c), P = softmax(A T), D = diag(w),
+Notation as in ``_factor/newton``: A the rows (m x N), T the minimizer (N x c), P = softmax(A T), D = diag(w),
 S(X) = P o X - P o rowsum(P o X), and H U = A^T D S(A U) + L o U. At the minimum g = A^T D (P - Y) + L o T is 0, so that
 
     dT = -H^-1 (dA^T D (P - Y) + A^T dD (P - Y) + A^T D S(dA T) + dL o T),
@@ -32,12 +32,16 @@ def through_numpy(fn, *args):
     if not visible(*args):  # `attach` stops the value: see there why what it is computed from is not stopped
         return fn(newton.Graph(), *args)
     xp = newton.NumPy()
-    return fn(xp, *(xp.array(x) for x in args))
+    with xp.errstate(all="ignore"):  # NaN and Inf are arguments like others; what comes of them is checked later
+        return fn(xp, *(xp.array(x) for x in args))
 
 
 def _value(fn, *args):
     """The same for a ``fn`` that returns one array, as a float64 array of MLX."""
-    value = through_numpy(fn, *args)
+    return _constant(through_numpy(fn, *args))
+
+
+def _constant(value):
     return value if isinstance(value, mx.array) else mx.array(value, dtype=mx.float64)
 
 
@@ -148,7 +152,7 @@ _hessian_solve = attach(_solve_vjp, _solve_jvp, 2, 1, 2, 2, 2, 2)
 # --- The minimizer ----------------------------------------------------------------------------------------------------
 
 
-def minimizer(a, y, w, l2):
+def minimizer(a, y, w, l2, accuracy=newton.FINE):
     """The minimizer T ``(..., N, c)``, differentiable in ``a``, ``w`` and ``l2``; NaN where Newton's method fails.
 
     Args:
@@ -156,9 +160,15 @@ def minimizer(a, y, w, l2):
         y: One-hot labels ``(..., m, c)``; no gradient.
         w: Weights ``(..., m)``.
         l2: Penalty ``(..., N, 1 or c)``, or compact: see ``newton.penalty_of_all``.
+        accuracy: ``newton.FINE`` or ``newton.COARSE``.
     """
     with on_cpu():
-        return attach_minimizer(a, y, w, l2, _value(lambda *args: newton.minimize(*args).t, a, y, w, l2))
+        return attach_minimizer(a, y, w, l2, _constant(fitted(a, y, w, l2, accuracy).t))
+
+
+def fitted(a, y, w, l2, accuracy):
+    """What ``newton.minimize`` returns, in NumPy's arrays where values may be looked at."""
+    return through_numpy(lambda *args: newton.minimize(*args, accuracy=accuracy), a, y, w, l2)
 
 
 def attach_minimizer(a, y, w, l2, value):
@@ -325,10 +335,10 @@ def one_step_without(a, y, w, l2, t):
 # L_bar = T o T / 2, times F_bar. The T that these read is attached, which makes them right at second order.
 
 
-def smallest_objective(a, y, w, l2):
+def smallest_objective(a, y, w, l2, accuracy=newton.FINE):
     """F at its minimum ``(...)``, with the derivatives of the envelope theorem. Arguments as in :func:`minimizer`."""
     with on_cpu():
-        t = mx.stop_gradient(minimizer(a, y, w, l2))
+        t = mx.stop_gradient(minimizer(a, y, w, l2, accuracy))
         return _smallest_objective(a, w, l2, y, t, objective(a, y, w, l2, t))
 
 

@@ -41,6 +41,11 @@ class _Rows(NamedTuple):
     mean: mx.array | None
     out: mx.Dtype
 
+    @property
+    def accuracy(self) -> float:
+        """Of the fit of a large problem, for results of this dtype."""
+        return newton.FINE if self.out == mx.float64 else newton.COARSE
+
 
 class LogisticReadout(LabelReadout):
     r"""Multinomial logistic regression in closed loop: a linear classifier that is fitted in the forward pass.
@@ -58,8 +63,10 @@ class LogisticReadout(LabelReadout):
     inside of them 24, which converge from separable classes down to ``l2 = 1e-12``. What does not converge is NaN. Up
     to (n + 1) c = 1200 the Hessian is factored; beyond, conjugate gradients solve with it, preconditioned by the
     Hessian that the rows have in the mean (or, where penalties differ, Boehning's bound), and memory stays of the order
-    of the data. With fewer rows than features, and one penalty for all of these, the problem is solved in the space of
-    the rows: episodes of few shots cost milliseconds.
+    of the data. Large problems with visible values begin with quasi-Newton steps, and where all features share one
+    penalty, the products of both are of float32; the gradient that is brought to 0 is always of float64. With fewer
+    rows than features, and one penalty for all of these, the problem is solved in the space of the rows: episodes of
+    few shots cost milliseconds.
 
     There are the same ways to use it as with :class:`LeastSquaresReadout`: :meth:`fit` stores the weights;
     :meth:`adapt`, :meth:`projected_loss` and :meth:`loo_loss` differentiate through the fit.
@@ -174,7 +181,7 @@ class LogisticReadout(LabelReadout):
             if len(empty):
                 self._fail("every class must have a row", f"none of class {empty[0]}", "Drop it, or bias=False.", "fit")
         with on_cpu():
-            found = logistic.through_numpy(newton.minimize, p.a, p.y, p.w, p.l2)
+            found = logistic.fitted(p.a, p.y, p.w, p.l2, p.accuracy)
         self._steps = found.steps
         with on_cpu():
             t = mx.array(found.t, dtype=mx.float64)
@@ -206,7 +213,7 @@ class LogisticReadout(LabelReadout):
             ``(..., c, n)`` and ``(..., c)``, float32 for half input; NaN where there is no minimizer.
         """
         p = self._problem("solve", x, y, weights)
-        return self._split(p, logistic.minimizer(p.a, p.y, p.w, p.l2))
+        return self._split(p, logistic.minimizer(p.a, p.y, p.w, p.l2, p.accuracy))
 
     def adapt(self, x: ArrayLike, y: ArrayLike, x_query: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """Fit on ``(x, labels)`` and return logits for ``x_query``, differentiable from end to end and without state.
@@ -222,7 +229,7 @@ class LogisticReadout(LabelReadout):
         """
         p = self._problem("adapt", x, y, weights)
         x_query = features(f"{type(self).__name__}.adapt", "x_query", x_query, self._dims[0])
-        t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+        t = logistic.minimizer(p.a, p.y, p.w, p.l2, p.accuracy)
         with on_cpu():
             return _predicted(p, t, astype(x_query, mx.float64)).astype(p.out)
 
@@ -239,7 +246,7 @@ class LogisticReadout(LabelReadout):
         """
         p = self._problem("projected_loss", x, y, weights)
         with on_cpu():
-            return (logistic.smallest_objective(p.a, p.y, p.w, p.l2) / p.a.shape[-2]).astype(p.out)
+            return (logistic.smallest_objective(p.a, p.y, p.w, p.l2, p.accuracy) / p.a.shape[-2]).astype(p.out)
 
     def loo_predictions(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> mx.array:
         """Logits for each row by the fit to all other rows, approximately: one Newton step without the row.
@@ -248,9 +255,20 @@ class LogisticReadout(LabelReadout):
         it, one fit for each class; with ``weights`` as well, each row is refitted, which is exact and takes m fits.
         Differentiable at every order in ``x``, ``weights`` and ``l2``.
 
-        The step is too short where one row alone decides on much of the fit: the mean cross-entropy of 200 digits of 64
-        pixels from 0 to 16 is 1.2 times that of refits at ``l2=0.01``, which is far below the best penalty. Refits of
-        the ten rows of the largest loss would leave a factor of 1.09.
+        How near it is to refits: on 200 digits, the mean cross-entropy over that of 200 refits is
+
+        ======================  ======  =====  =====  =====  =====
+        64 pixels, ``l2``       0.01    0.1    1      10     100
+        ======================  ======  =====  =====  =====  =====
+        standardised            1.003   0.982  0.978  0.993  0.999
+        from 0 to 1             1.044   1.003  0.996  0.999  1.000
+        from 0 to 16            1.195   1.131  1.067  1.016  0.996
+        ======================  ======  =====  =====  =====  =====
+
+        The step errs where a single row decides on much of the fit, and the mean errs where it hangs on such rows. That
+        shows in the cross-entropies of the rows: where the three largest of these 200 made up a third of their sum or
+        less, the mean was right to 2.2 %; where they made up two fifths, it was up to 20 % too large. Fit again without
+        a row to see what its own value is.
 
         Args:
             x: ``(..., m, n)``, with (n + 1) c at most 5000: the Hessian is formed and inverted.
@@ -286,13 +304,13 @@ class LogisticReadout(LabelReadout):
         for i in range(0, x.shape[-2], step := max(1, _NUMBERS_AT_ONCE // numbers)):
             with on_cpu():
                 p = self._posed(rows, labels, w[..., i : i + step, :])
-                t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+                t = logistic.minimizer(p.a, p.y, p.w, p.l2, p.accuracy)
                 found.append(_predicted(p, t, astype(x[..., i : i + step, None, :], mx.float64))[..., 0, :])
         with on_cpu():
             return mx.concatenate(found, axis=-2) if found else mx.zeros(hot.shape, mx.float64)
 
     def _one_step(self, p: _Rows) -> mx.array:
-        t = logistic.minimizer(p.a, p.y, p.w, p.l2)
+        t = logistic.minimizer(p.a, p.y, p.w, p.l2, p.accuracy)
         logits = logistic.one_step_without(p.a, p.y, p.w, p.l2, t)
         with on_cpu():
             if p.mean is None:

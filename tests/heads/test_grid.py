@@ -42,7 +42,7 @@ def test_no_score_without_degrees_of_freedom():
 @pytest.mark.parametrize("dense", [True, False])
 def test_logistic_readouts_of_a_grid_reach_the_objective_of_scikit_learn(rows, dense, monkeypatch):
     if not dense:
-        monkeypatch.setattr(newton, "DENSE", 0)
+        monkeypatch.setattr(newton.hessian, "DENSE", 0)
     rng = np.random.default_rng(0)
     labels = np.arange(rows) % 3
     x = rng.normal(size=(3, 20))[labels] + rng.normal(size=(rows, 20)) * 10.0 ** rng.uniform(-1, 1, 20) + 5

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from sklearn.datasets import load_iris, load_wine
+from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -130,9 +130,60 @@ def test_conjugate_gradients_agree_with_the_factored_hessian(monkeypatch, l2):
         return [np.array(v) for v in (value, *gradients, compiled[0], *compiled[1])]
 
     dense = both()
-    monkeypatch.setattr(newton, "DENSE", 0)
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
     for one, other in zip(dense, both(), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7 * np.abs(one).max())
+
+
+def outlier(seed):
+    """Classes that a small feature tells apart beside a large one that tells nothing, as states of language models."""
+    x, y, w = blobs(seed, rows=40, features=5)
+    x[:, 2] = 1e5 * np.where(np.arange(40) == 7, 1, 1e-3 * x[:, 2])
+    return x, y, w
+
+
+LARGE = {
+    "overlapping": lambda: blobs(23, rows=40, features=5, spread=0.5),
+    "separable": lambda: blobs(23, rows=40, features=5, spread=10.0),
+    "outlier": lambda: outlier(23),
+}
+
+
+@pytest.mark.parametrize("l2", [1e-6, 1e-2, 1e2, "feature"])
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_problems_have_the_minimizer_of_small_ones(monkeypatch, kind, l2):
+    x, y, w = LARGE[kind]()
+    l2 = np.array([[1e-3], [1.0], [1e2], [0.1], [1e-2]]) if l2 == "feature" else l2
+    small = LogisticReadout(5, 3, l2=wide(l2)).fit(wide(x), mx.array(y), wide(w))
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
+    large = LogisticReadout(5, 3, l2=wide(l2)).fit(wide(x), mx.array(y), wide(w))
+    logits, wanted = (np.array(readout(wide(x))) for readout in (large, small))
+    logits, wanted = (v - v.mean(axis=1, keepdims=True) for v in (logits, wanted))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+    assert large.steps < 12
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda step: None, lambda step: step / 2, lambda step: -step], ids=["none", "half", "up"]
+)
+def test_a_step_that_float32_gets_wrong_is_taken_in_float64(monkeypatch, wrong):
+    x, y, w = outlier(24)
+    small = LogisticReadout(5, 3, l2=0.1).fit(wide(x), mx.array(y), wide(w))
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
+    solve = newton.working.Working.solve
+    monkeypatch.setattr(newton.working.Working, "solve", lambda *args: wrong(solve(*args)))
+    large = LogisticReadout(5, 3, l2=0.1).fit(wide(x), mx.array(y), wide(w))
+    np.testing.assert_allclose(np.array(large(wide(x))), np.array(small(wide(x))), atol=1e-7)
+
+
+def test_large_problems_without_a_minimizer_say_so(monkeypatch):
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
+    x, y, _ = blobs(15, spread=20)
+    with pytest.raises(ValueError, match="must be a minimizer"):
+        LogisticReadout(3, 3, l2=0.0).fit(wide(x), mx.array(y))
+    x = np.stack([x, np.where(np.arange(12)[:, None] == 3, np.nan, x)])
+    weight = np.array(LogisticReadout(3, 3, l2=1e-3).solve(wide(x), mx.array(np.stack([y, y])))[0])
+    assert np.array_equal(np.isnan(weight).all(axis=(1, 2)), [False, True])
 
 
 @pytest.mark.parametrize("l2", [1e-4, 0.5, "class"])
@@ -266,6 +317,53 @@ def test_leave_one_out_is_near_refits(l2, weighted):
         refits.append(-np.log(np.array(fitted.predict_proba(wide(x[i : i + 1])))[0, y[i]]))
     claimed = readout.loo_loss(wide(x), mx.array(y), wide(w)).item()
     assert abs(claimed / np.average(refits, weights=w) - 1) < 0.03
+
+
+def refit_without_each(a, hot, penalty, t):
+    """Logits of each row by the fit to all others: damped steps with the inverse Hessian at the start, less the row."""
+    xp, (m, n), c = newton.NumPy(), a.shape, hot.shape[1]
+    p = newton.residual_and_loss(xp, a @ t, hot)[0] + hot
+    g = np.linalg.inv(newton.curvature(xp, a, np.ones(m), p, penalty))
+    found = np.empty((m, c))
+    for i in range(m):
+        w, u = np.where(np.arange(m) == i, 0.0, 1.0), t
+        part = np.kron(np.eye(c), a[i : i + 1]) @ g  # (c, c n)
+        own = np.diag(p[i]) - np.outer(p[i], p[i])
+        reach = part.reshape(c, c, n) @ a[i]
+        more = own @ np.linalg.inv(np.eye(c) - reach @ own)
+
+        def objective(u, w=w):
+            return w @ newton.residual_and_loss(xp, a @ u, hot)[1] + np.sum(penalty * u * u) / 2
+
+        for step in range(100):
+            miss = newton.residual_and_loss(xp, a @ u, hot)[0]
+            slope = a.T @ (w[:, None] * miss) + penalty * u
+            flat = slope.T.reshape(-1)
+            down = -(g @ flat + part.T @ (more @ (part @ flat))).reshape(c, n).T
+            if step >= 20:  # far from the start its Hessian does not do
+                down = -newton.solve_hessian(xp, a, w, miss + hot, penalty, slope)
+            decrement, length = -np.sum(slope * down), 1.0
+            if decrement < 1e-12:
+                break
+            while objective(u + length * down) > objective(u) - 1e-4 * length * decrement:
+                length /= 2
+            u = u + length * down
+        assert decrement < 1e-12
+        found[i] = a[i] @ u
+    return found
+
+
+@pytest.mark.parametrize("l2", [0.01, 1.0, 100.0])
+def test_leave_one_out_of_200_digits_is_within_3_percent_of_refits(l2):
+    x, y = load_digits(return_X_y=True)
+    chosen = np.random.default_rng(0).permutation(len(y))[:200]
+    x, y = StandardScaler().fit_transform(x[chosen]), y[chosen]
+    a, hot = np.column_stack([x - x.mean(axis=0), np.ones(200)]), np.eye(10)[y]
+    penalty = np.append(np.full(64, l2), 0.0)[:, None]
+    t = newton.minimize(newton.NumPy(), a, hot, np.ones(200), penalty).t
+    exact = newton.residual_and_loss(newton.NumPy(), refit_without_each(a, hot, penalty, t), hot)[1].mean()
+    claimed = LogisticReadout(64, 10, l2=l2).loo_loss(wide(x), mx.array(y)).item()
+    assert abs(claimed / exact - 1) < 0.03
 
 
 def test_the_only_row_of_a_class_cannot_be_left_out():

@@ -1,0 +1,90 @@
+"""Newton's method for one large problem whose values are visible."""
+
+import math
+
+from .conjugate_gradients import conjugate_gradients
+from .hessian import times_hessian
+from .objective import free_features, residual_and_loss, without_common_shift
+from .preconditioners import preconditioner
+from .quasi_newton import approach
+from .working import Working
+
+# Excess of F over its minimum, over F, at which Newton's method takes over from the quasi-Newton one.
+_NEAR = 1e-6
+MOST_STEPS = 100
+# Lengths of a step that are tried, in this order, until one is worse than the one before it.
+_LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+
+
+def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
+    """The minimizer ``(N, c)``, NaN if it was not found, the number of Newton steps, and the last decrement over F.
+
+    Where :class:`Working` is in float32, Newton steps are solved in it; F, its gradient and the residual of the last
+    step are always of float64. A step that float32 does not reach is solved in float64, and so are all that follow.
+    Arguments are those of ``minimizer.minimize_in_basis``, without a batch.
+    """
+    exact = preconditioner(xp, a, w, l2, orthogonal)
+    working = Working(xp, a, y, w, l2, exact)
+    # Weights on which all classes have the same penalty, or none, sum to 0 over the classes.
+    balanced = xp.ones((a.shape[-1], 1)) if l2.shape[-1] == 1 else free_features(xp, l2)
+    t, excess = approach(working, xp.zeros((a.shape[-1], y.shape[-1])) if start is None else start, _NEAR)
+    t = without_common_shift(xp, t, balanced)
+    v, single, last, decrement = a @ t, working.single, math.nan, math.nan
+
+    def objective(t, v):
+        return float(w @ residual_and_loss(xp, v, y)[1] + xp.sum(l2 * t * t) / 2)
+
+    value = objective(t, v)
+    for steps in range(1, MOST_STEPS + 1):
+        miss, _ = residual_and_loss(xp, v, y)
+        g = without_common_shift(xp, a.T @ (w[:, None] * miss) + l2 * t, balanced)
+        p, tolerance = miss + y, _tolerance(excess, accuracy)
+        step = working.solve(p, -g, tolerance) if single else None
+        if step is None:
+            inverse, single = exact.of_spread(exact.spread(p)), False
+            step = conjugate_gradients(xp, a, w, p, l2, -g, tolerance, inverse)
+        decrement = -float(xp.vdot(g, step))
+        # See minimizer.py: a minimizer at infinity lets the decrement fall by a constant factor only.
+        squared = decrement <= 0.05 * last or last <= 1e-26 * value
+        found = decrement <= 1e-26 * value or (abs(decrement) <= accuracy * value and squared)
+        if found and single and not _is_solution(xp, a, w, p, l2, step, g, exact.of_spread(exact.spread(p))):
+            single = False
+            continue
+        moved = a @ step
+        trials = ((objective(t + s * step, v + s * moved), s) for s in _LENGTHS)
+        best, length = _best(trials, value, decrement <= 1e-3 * value)
+        if length == 0 and not found:
+            if not single:
+                break
+            single = False
+            continue
+        t, v, value = t + length * step, v + length * moved, best
+        if found and (value > 0 or not t.any()):  # F of rows is 0 at infinity only
+            return t, steps, decrement / value if value > 0 else 0.0
+        if found or not decrement > 0:
+            break
+        last, excess = decrement, tolerance**2 * decrement / value
+    return t * math.nan, steps, math.nan
+
+
+def _tolerance(excess, accuracy):
+    """Of a step where F is thought to exceed its minimum by ``excess`` F: the next step should be the last one."""
+    return min(0.1, max(3e-3, 0.3 * math.sqrt(accuracy / excess))) if excess > accuracy else 3e-3
+
+
+def _is_solution(xp, a, w, p, l2, step, g, inverse):
+    """Whether ``H step = -g`` to a tenth, which is enough to trust the decrement."""
+    rest = g + times_hessian(xp, a, w, p, l2, step)
+    return xp.vdot(rest, inverse(rest)) <= 0.01 * xp.vdot(g, inverse(g))
+
+
+def _best(trials, value, near):
+    """(objective, length) of the first of the trials that does; length 0 if none descends."""
+    best = next(trials)
+    if near and best[0] <= value * (1 + 1e-12):
+        return best
+    for trial in trials:
+        if best[0] < value and not trial[0] < best[0]:
+            return best
+        best = trial if trial[0] < best[0] else best
+    return best if best[0] < value else (value, 0.0)

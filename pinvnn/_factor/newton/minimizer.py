@@ -1,0 +1,128 @@
+"""The minimizer of F.
+
+F is convex; a step along -H^-1 g takes the best of several lengths, so that F never grows. Only where values may be
+looked at does the number of steps depend on them; in a graph it is fixed.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from .arrays import transposed
+from .basis import basis_kind, features_of, in_basis, out_of_basis, penalty_of_all
+from .conjugate_gradients import conjugate_gradients
+from .hessian import factored_solve, is_large
+from .large import MOST_STEPS, minimize_large
+from .objective import free_features, residual_and_loss, without_common_shift
+from .preconditioners import preconditioner
+
+# Lengths of a step that are tried. Beyond 1: on separable classes Newton's own step is too short by far.
+_LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)
+# Newton decrement over F after which one step more gives the accuracy of float64, and that of float32.
+FINE, COARSE = 1e-14, 1e-8
+# Newton steps in a graph.
+GRAPH_STEPS = 24
+
+
+class Fitted(NamedTuple):
+    """What :func:`minimize` returns.
+
+    Attributes:
+        t: The minimizer ``(..., N, c)``; NaN where Newton's method did not converge.
+        steps: Number of Newton steps that were taken.
+        decrement: Newton decrement g^T H^-1 g before the last step over F, ``(...)``.
+    """
+
+    t: Any
+    steps: int
+    decrement: Any
+
+
+def minimize(xp, a, y, w, l2, accuracy=FINE) -> Fitted:
+    """The minimizer of F.
+
+    Args:
+        xp: :class:`NumPy` or :class:`Graph`: whose arrays these are.
+        a: Rows, ``(..., m, N)``, float64 like all others.
+        y: One-hot labels, ``(..., m, c)``.
+        w: Weights, ``(..., m)``.
+        l2: Penalty ``(..., N, 1 or c)``, or compact: see :func:`penalty_of_all`.
+        accuracy: :data:`FINE` or :data:`COARSE`. Small problems and graphs are always fine.
+    """
+    kind = basis_kind(a, l2, y.shape[-1])
+    if kind is None:
+        return minimize_in_basis(xp, a, y, w, penalty_of_all(xp, l2, a.shape[-1]), False, accuracy)
+    rows, q = in_basis(xp, a, w, features_of(a, l2), kind)
+    l2 = penalty_of_all(xp, l2, rows.shape[-1])
+    found = minimize_in_basis(xp, rows, y, w, l2, True, accuracy)
+    return found._replace(t=out_of_basis(xp, q, found.t))
+
+
+def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitted:
+    """:func:`minimize` with a full ``l2``.
+
+    Args:
+        xp: As of :func:`minimize`.
+        a: As of :func:`minimize`.
+        y: As of :func:`minimize`.
+        w: As of :func:`minimize`.
+        l2: ``(..., N, 1 or c)``.
+        orthogonal: Whether the columns of ``a`` are orthogonal under the weights, nearly at least.
+        accuracy: As of :func:`minimize`.
+    """
+    n, c = a.shape[-1], y.shape[-1]
+    batch = tuple(a.shape[:-2])
+    large = is_large(n, c)
+    if large and xp.adaptive:
+        return _one_by_one(xp, a, y, w, l2, orthogonal, accuracy)
+    inverse = preconditioner(xp, a, w, l2, orthogonal) if large else None
+    t = xp.zeros((*batch, n, c), dtype=xp.float64)
+    v = xp.zeros((*batch, a.shape[-2], c), dtype=xp.float64)
+    free = free_features(xp, l2)
+    lengths = xp.array(_LENGTHS, dtype=xp.float64).reshape(-1, *(1,) * (len(batch) + 2))
+
+    def objective(v, t):
+        fit = xp.sum(w * residual_and_loss(xp, v, y)[1], axis=-1)
+        return (fit + xp.sum(l2 * t * t, axis=(-2, -1)) / 2)[..., None, None]
+
+    value, last, done, steps = objective(v, t), None, None, 0
+    decrement = value
+    for count in range(MOST_STEPS if xp.adaptive else GRAPH_STEPS):
+        miss, _ = residual_and_loss(xp, v, y)
+        g = transposed(a) @ (w[..., None] * miss) + l2 * t
+        g, p = without_common_shift(xp, g, free), miss + y
+        if inverse is None:
+            step = -factored_solve(xp, a, w, p, l2, g)
+        else:
+            step = -conjugate_gradients(xp, a, w, p, l2, g, 1e-3, inverse.of_spread(inverse.spread(p)))
+        decrement = -xp.sum(g * step, axis=(-2, -1), keepdims=True)
+        # Near a minimum the decrement falls by its square. A minimizer at infinity (separable classes without a
+        # penalty) lets it fall by a constant factor only, and is none.
+        if last is None:
+            done, found = decrement > math.inf, decrement <= 1e-26 * value
+        else:
+            squared = xp.logical_or(decrement <= 0.05 * last, last <= 1e-26 * value)
+            found = xp.logical_and(abs(decrement) <= 1e-10 * value, squared)
+        near = decrement <= 1e-3 * value
+        moved = a @ step
+        trials = objective(v[None] + lengths * moved[None], t[None] + lengths * step[None])
+        best = xp.min(trials, axis=0)
+        length = xp.take(lengths.reshape(-1), xp.argmin(trials, axis=0))
+        length = xp.where(best < value, length, xp.zeros_like(length))
+        length = xp.where(xp.logical_and(near, trials[0] <= value * (1 + 1e-12)), xp.ones_like(length), length)
+        length = xp.where(done, xp.zeros_like(length), length)  # the step after the last
+        t, v = t + xp.where(done, 0 * step, length * step), v + xp.where(done, 0 * moved, length * moved)
+        value = xp.where(done, value, objective(v, t))
+        last, done, steps = decrement, xp.logical_or(done, found), count + 1
+        if xp.adaptive and xp.logical_or(done, decrement != decrement).all():
+            break
+    return Fitted(xp.where(done, t, t * math.nan), steps, (decrement / value)[..., 0, 0])
+
+
+def _one_by_one(xp, a, y, w, l2, orthogonal, accuracy):
+    """:func:`minimize_in_basis` for large problems: each of a batch takes as many steps as it needs."""
+    batch, sizes = a.shape[:-2], (a.shape[-1], y.shape[-1])
+    l2 = xp.broadcast_to(l2, (*batch, *l2.shape[-2:]))
+    found = [minimize_large(xp, a[i], y[i], w[i], l2[i], orthogonal, accuracy) for i in xp.ndindex(*batch)]
+    t = xp.array([one[0] for one in found]).reshape(*batch, *sizes)
+    steps, decrements = max((one[1] for one in found), default=0), xp.array([one[2] for one in found])
+    return Fitted(t, steps, decrements.reshape(batch))
