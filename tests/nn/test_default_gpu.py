@@ -3,7 +3,8 @@
 import mlx.core as mx
 import pytest
 
-from pinvnn.nn import LeastSquaresReadout, PseudoInverse, RidgeClassifier
+from pinvnn._factor import newton
+from pinvnn.nn import LeastSquaresReadout, LogisticReadout, PseudoInverse, RidgeClassifier
 from tests.support.emulated_gpu import finite, placed
 
 M, N, K = 9, 3, 2
@@ -86,3 +87,44 @@ def test_fits_and_classifiers(gpu, dtype):
         assert finite(mx.grad(lambda x: mx.sum(classifier.adapt(x, labels, x, w)))(x))
         for weights in (w, None):  # refits, and one factorization a class
             assert finite(mx.grad(lambda x: classifier.loo_loss(x, labels, weights))(x))  # noqa: B023
+
+
+LOGISTIC = {
+    "solve": lambda r, x, y, w: mx.concatenate([part.reshape(-1) for part in r.solve(x, y, w)]),
+    "adapt": lambda r, x, y, w: r.adapt(x, y, x, w),
+    "projected_loss": lambda r, x, y, w: r.projected_loss(x, y, w),
+    "loo_predictions": lambda r, x, y, w: r.loo_predictions(x, y, w),
+    "loo_loss": lambda r, x, y, w: r.loo_loss(x, y, w),
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("method", LOGISTIC)
+def test_the_logistic_readout(gpu, method, transform, dtype):
+    x, _, w = arrays(dtype)
+    labels = mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    for kind in ("number", "class", "feature"):
+        l2 = penalties("number" if kind == "class" else kind)
+        with mx.stream(mx.cpu):
+            l2 = mx.array([0.5, 1.0, 2.0]) if kind == "class" else l2
+        for weights in (None, w):
+            readout = LogisticReadout(N, 3, l2=l2)
+            with placed(dtype):
+                out = TRANSFORMS[transform](lambda x: LOGISTIC[method](readout, x, labels, weights), x)  # noqa: B023
+                assert finite(out)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_logistic_fit(gpu, large, dtype, monkeypatch):
+    if large:
+        monkeypatch.setattr(newton.hessian, "DENSE", 0)
+    x, _, w = arrays(dtype)
+    labels = mx.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    readout = LogisticReadout(N, 3, l2=0.5, learn_l2=True, class_weights="balanced").fit(x, labels, w)
+    with placed(dtype):
+        assert finite(readout(x), readout.predict_proba(x), readout.predict(x), readout.to_linear()(x), readout.l2)
+        assert finite(mx.grad(lambda x: mx.sum(readout.adapt(x, labels, x, w)))(x))
+        for weights in (w, None):  # refits, and one fit a class
+            assert finite(mx.grad(lambda x: readout.loo_loss(x, labels, weights))(x))  # noqa: B023
