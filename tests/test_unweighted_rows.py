@@ -15,6 +15,7 @@ FUNCTIONS = {
     "lsq_linear": lambda a, b, w: pinvnn.lsq_linear(a, b, (-0.1, 0.3), l2=0.1, weights=w),
     "factorize": lambda a, b, w: pinvnn.factorize(a, weights=w).solve(b),
     "factorize with a penalty": lambda a, b, w: pinvnn.factorize(a, weights=w, l2=0.5).solve(b),
+    "factorize, dual": lambda a, b, w: pinvnn.factorize(a, weights=w, l2=0.5, method="dual").solve(b),
     "logdet": lambda a, b, w: pinvnn.factorize(a, weights=w).logdet(),
 }
 
