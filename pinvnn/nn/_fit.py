@@ -8,6 +8,7 @@ a subtraction, see ``_row_values.py``.
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -23,7 +24,7 @@ from .._factor import (
     solution,
     solve_value,
 )
-from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, visible
+from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, same_batch, visible
 from .._rules import (
     Kind,
     attach_residual,
@@ -38,7 +39,7 @@ from .._rules import (
     with_value,
 )
 from ._problem import ReadoutProblem
-from ._row_values import RowValues, digits_suffice, row_values
+from ._row_values import RowValues, digits_suffice, row_values, without_intercept
 
 # Rows that were centred in float32 have too few digits where they leave less than this.
 _TRUSTED_IN_FLOAT32 = 1e-3
@@ -110,8 +111,7 @@ class FactoredProblem:
             f = RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
             if not self.careful:
                 return "feature", f, x, None
-            scale = mx.where(l2 > 0, 1 / mx.sqrt(mx.where(l2 > 0, l2, 1)), 0)
-            self._left_factor, left = right_factor(p.a * scale.mT, p.w, method="svd", entries=mx.float64)
+            self._left_factor, self._unpenalized, left = vectors_by_feature(p, l2)
         return "feature", f, x, left
 
     @property
@@ -138,9 +138,28 @@ class FactoredProblem:
         return inverse_of(kind, a, w, l2, f)
 
     @property
-    def rows_times_inverse(self) -> mx.array:
-        """Y, ``(..., m, n)`` in the dtype of the problem."""
-        return product(self.problem.a, self.gram_inverse, self._state[5].r)
+    def rows_times_inverse_and_solution(self) -> tuple[mx.array, mx.array]:
+        """Y, ``(..., m, n)``, and the solution, ``(..., n, k)``, in float64; by left singular vectors if there are any.
+
+        Of a large row that alone carries a direction, A R has lost what is left of it in rounding.
+        """
+        y, x = astype(product(self.problem.a, self.gram_inverse, self._state[5].r), mx.float64), self.solution
+        if self._left is None:
+            return y, x
+        p, f, kind = self.problem, self._left_factor, self._state[0]
+        with on_cpu():
+            l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
+            scale = mx.ones((1, 1), mx.float64)
+            if kind == "feature":  # A L^(-1/2) was factored.
+                scale = mx.where(l2 > 0, 1 / mx.sqrt(mx.where(l2 > 0, l2, 1)), 0)
+                l2 = mx.ones((1, 1), mx.float64)
+            total = f.s * f.s + l2[..., 0] * (f.r * f.r)[..., 0]
+            on = mx.logical_and(total > 0, f.kept > 0) if kind == "truncated" else total > 0
+            d = mx.where(on, f.s / mx.where(on, total, 1), 0)[..., None] * f.r
+            root, u = without_intercept(p, self._left)
+            fine_y = (u @ (d * f.v.mT)) * scale.mT / mx.where(root > 0, root, 1)
+            fine_x = scale * (f.v @ (d * (u.mT @ (root * p.b))))
+            return with_value(y, mx.where(root > 0, fine_y, y), 2), with_value(x, fine_x, 2)
 
     @property
     def residual(self) -> mx.array:
@@ -171,14 +190,18 @@ class FactoredProblem:
             kind, l2 = self._state[0], self.problem.l2
             if kind != "feature":
                 return row_values(self.problem, self._left, self._left_factor, l2, plain)
-            # A penalty for each feature: L^(-1/2) scales the features so that it is 1 for all.
-            assert l2 is not None
-            fine = row_values(self.problem, self._left, self._left_factor, mx.ones((1, 1), mx.float64), plain)
-            positive = mx.all(l2 > 0, axis=(-2, -1))
-            masks = positive[..., None, None], positive[..., None], positive
-            cores = (2, 2, 2, 1, 0, 1)
-            parts = zip(cores, fine, plain, strict=True)
-            return RowValues(*(mx.where(masks[2 - core], x, y) for core, x, y in parts))
+            left = mx.concatenate(same_batch(self._left, self._unpenalized.left), axis=-1)
+            return row_values(self.problem, left, *self._by_feature, plain)
+
+    @property
+    def _by_feature(self) -> tuple[RightFactor, mx.array]:
+        """Singular values of the penalized and of the other features together, and their penalties ``(2n, 1)``."""
+        f, free = self._left_factor, self._unpenalized
+        with on_cpu():
+            # Their size does not matter, as long as they are not taken for zero.
+            s = mx.concatenate(same_batch(f.s, free.kept * mx.maximum(f.s[..., :1], 1)), axis=-1)
+            ones = mx.ones((f.s.shape[-1], 1), mx.float64)
+            return f._replace(s=s), mx.concatenate([ones, 0 * ones], axis=0)
 
     @property
     def noise(self) -> mx.array:
@@ -193,14 +216,10 @@ class FactoredProblem:
         if self._left is None:
             return free_degrees(total, n, shrinkage, bias)
         with on_cpu():
-            f = self._left_factor
-            l2 = p.l2[..., 0] if self._state[0] == "shared" else 1.0  # features were scaled to a penalty of 1
-            l2 = l2 * (f.r * f.r)[..., 0]
+            f, l2 = (self._left_factor, p.l2) if self._state[0] == "shared" else self._by_feature
+            l2 = l2[..., 0] * (f.r * f.r)[..., 0]
             fine = free_degrees(total, *kept_shrinkage(f.s, self.values.kept, l2), bias)
-            rough = total - n - bias + shrinkage
-            if self._state[0] == "feature":
-                fine = mx.where(mx.all(p.l2 > 0, axis=(-2, -1)), fine, mx.stop_gradient(rough))
-            return with_value(rough, fine, 0)
+            return with_value(total - n - bias + shrinkage, fine, 0)
 
     @property
     def used_degrees(self) -> mx.array:
@@ -217,6 +236,44 @@ class FactoredProblem:
         with on_cpu():
             eye = mx.eye(r.shape[-1], dtype=mx.float64)
             return mx.sum(eye * r * l2, axis=(-2, -1))
+
+
+class Unpenalized(NamedTuple):
+    """Left singular vectors ``(..., m, n)`` of the features without a penalty, and which are kept, ``(..., n)``."""
+
+    left: mx.array
+    kept: mx.array
+
+
+def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Unpenalized, mx.array]:
+    """Singular vectors of D^(1/2) A L^(-1/2), whose penalty is 1 for all features, of which some may have none.
+
+    What the features without a penalty span is left out of the others: these are fitted to the rest.
+
+    Returns:
+        The right factor of the penalized features, what the others span, and the left vectors that go with the factor.
+    """
+    with on_cpu():
+        none = l2 <= 0
+        scale = mx.where(none, 0, 1 / mx.sqrt(mx.where(none, 1, l2)))
+        w = mx.ones((1,), mx.float64) if p.w is None else mx.maximum(astype(p.w, mx.float64), 0)
+        rows = mx.sqrt(w)[..., None] * p.a
+        if visible(l2) and not mx.any(none).item():
+            f, left = right_factor(rows * scale.mT, method="svd", entries=mx.float64)
+            return f, Unpenalized(mx.zeros_like(left), mx.zeros_like(f.kept)), left
+        # Their units do not matter: with columns of one length the vectors are the most accurate.
+        norms = mx.sqrt(mx.sum(rows * rows, axis=-2, keepdims=True))
+        alone = mx.where(mx.logical_and(none.mT, norms > 0), 1 / mx.where(norms > 0, norms, 1), 0)
+        free, basis = right_factor(rows * alone, method="svd", entries=mx.float64)
+        _, basis = without_intercept(p, basis * free.kept[..., None, :])
+        rows = rows * scale.mT
+        size = mx.sqrt(mx.sum(rows * rows, axis=(-2, -1)))[..., None]
+        for _ in range(2):  # Twice is enough.
+            rows = rows - basis @ (basis.mT @ rows)
+        f, left = right_factor(rows, method="svd", entries=mx.float64)
+        noise = 4 * l2.shape[-2] * dtypes.eps(mx.float64) * size * f.r[..., 0]  # of what was subtracted
+        f = f._replace(s=mx.stop_gradient(mx.where(f.s <= noise, 0, f.s)))
+        return f, Unpenalized(basis, free.kept), left
 
 
 def in_float64_of(p: ReadoutProblem) -> ReadoutProblem:

@@ -103,7 +103,7 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
         if f.certified or not determined:  # no row is alone, or it cannot be told from one that leaves very little
             rest = mx.where(alone, mx.array(float("nan"), mx.float64), rest)
             return residual / rest[..., None]
-        y = astype(f.rows_times_inverse, mx.float64)
+        y, x = f.rows_times_inverse_and_solution
         # The same limit holds for a penalty far below eps s^2, but not for none at all: orthogonal is in the metric L.
         across = y
         if p.l2 is not None:
@@ -111,7 +111,7 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
         norms = mx.sum(across * y, axis=-1)
         norms = mx.where(alone, norms if p.w is None else astype(p.w, mx.float64) * norms, 1)
         rest = mx.where(alone, 1, rest)
-        without = (across @ astype(f.solution, mx.float64)) / norms[..., None]
+        without = (across @ x) / norms[..., None]
         if p.l2 is not None:
             positive = mx.all(p.l2 > 0, axis=(-2, -1), keepdims=True)
             without = mx.where(positive, without, mx.array(float("nan"), mx.float64))

@@ -7,8 +7,9 @@ the same for all features (0 for none), the weighted residual and the rest of ro
     rest_i    = (1 - w_i / sum(w) - |u_i|^2) + sum_j c_j u_ij^2:
 
 what lies outside of the columns of A (and of the intercept), and what the penalty takes from within. The first is a
-difference, with an error of eps. If the columns and the intercept span all rows of positive weight it is exactly zero,
-as known by counting, and nothing is subtracted: leave-one-out is the ratio of the second parts for any l.
+difference, for the few rows that leave little a sum over the others (:func:`_outside`). If the columns and the
+intercept span all rows of positive weight it is exactly zero, as known by counting, and nothing is subtracted:
+leave-one-out is the ratio of the second parts for any l.
 
 An error of A of eps |A| turns U by eps cond(A), which the rest of a row that alone carries a direction feels at second
 order. (A product A W in place of U would have that error at first order.)
@@ -53,10 +54,62 @@ class RowValues(NamedTuple):
 
 
 def digits_suffice(values: RowValues, entries: mx.Dtype, least: float = 0.0) -> bool:
-    """Whether every rest is far above its rounding error, and above ``least``. Evaluates."""
+    """Whether every rest is far above its rounding error, and above ``least``; NaN is not. Evaluates."""
     with on_cpu():
         limit = mx.maximum(TRUSTED[entries] * values.noise[..., None], least)
-        return not mx.any(values.rest <= limit).item()  # NaN is no lack of digits
+        return bool(mx.all(values.rest > limit).item())
+
+
+def without_intercept(p: ReadoutProblem, u: mx.array) -> tuple[mx.array, mx.array]:
+    """Roots of the weights ``(..., m, 1)``, and left singular vectors ``u`` (..., m, n) orthogonal to the intercept.
+
+    Rounding turns the vectors of small singular values towards it.
+    """
+    w = mx.ones((p.a.shape[-2],), mx.float64) if p.w is None else p.w.astype(mx.float64)
+    root = mx.sqrt(mx.maximum(w, 0))[..., None]
+    if p.means is None:
+        return root, u
+    weight = mx.sum(w, axis=-1)[..., None, None]
+    u = u - root * ((root.mT @ u) / mx.where(weight == 0, 1, weight))
+    norms = mx.sqrt(mx.sum(u * u, axis=-2, keepdims=True))
+    return root, u / mx.where(norms > 0, norms, 1)
+
+
+def _outside(
+    u: mx.array, share: mx.array | None, q: mx.array, residual: mx.array, noise: mx.array
+) -> tuple[mx.array, mx.array]:
+    """What columns and intercept leave of each row's own ``(..., m)``, and of the targets ``(..., m, k)``.
+
+    With P the projector on both, these are 1 - P_ii and q_i - (P q)_i: differences, of which little may be left. At
+    most n + 1 rows can leave little. For these they are sums over the other rows,
+
+        1 - P_ii = sum_j P_ij^2 / P_ii,    q_i - (P q)_i = (1 - P_ii) q_i - sum_j P_ij q_j,    j != i,
+
+    which have digits as long as the small P_ij are above their rounding error, below which they count as zero.
+
+    Args:
+        u: Left singular vectors ``(..., m, n)``, those that count, zero otherwise.
+        share: Square root of the intercept's part of P_ii, ``(..., m)``; None without an intercept.
+        q: Weighted targets.
+        residual: The difference for ``q``.
+        noise: Rounding error of P_ij, ``(...)``.
+    """
+    m, n = u.shape[-2:]
+    vectors = u if share is None else mx.concatenate(same_batch(u, share[..., None]), axis=-1)
+    rest = mx.maximum(1 - mx.sum(vectors * vectors, axis=-1), 0)
+    least = mx.argsort(rest, axis=-1)[..., : min(m, n + 1)]
+    # By products with zeros and ones, whose batch dimensions broadcast.
+    chosen = (least[..., None] == mx.arange(m)).astype(mx.float64)
+    across = (chosen @ vectors) @ vectors.mT
+    own = mx.sum(across * chosen, axis=-1, keepdims=True)
+    across = mx.where(mx.logical_or(chosen > 0, mx.abs(across) <= noise[..., None, None]), 0, across)
+    left = mx.sum(across * across, axis=-1, keepdims=True) / mx.where(own > 0, own, 1)
+    few = own > 0.5
+    fine = left * (chosen @ q) - across @ q
+    back, few = chosen.mT, few.astype(mx.float64)
+    known = back @ few
+    rest = mx.where(known > 0, back @ (left * few), rest[..., None])[..., 0]
+    return rest, mx.where(known > 0, back @ (fine * few), residual)
 
 
 def row_values(
@@ -83,37 +136,33 @@ def row_values(
         kept = (s > f.s.shape[-1] * dtypes.eps(mx.float64) * s[..., :1]).astype(mx.float64)
     kept = mx.where(mx.isnan(s), s, kept)
     w = mx.ones((m,), mx.float64) if p.w is None else p.w.astype(mx.float64)
-    root = mx.sqrt(mx.maximum(w, 0))[..., None]
     weight = mx.sum(w, axis=-1, keepdims=True)
     weight = mx.where(weight == 0, 1, weight)
-    u = u * kept[..., None, :]
-    if p.means is not None:  # Rounding turns the vectors of small singular values towards the intercept.
-        u = u - root * ((root.mT @ u) / weight[..., None])
-        norms = mx.sqrt(mx.sum(u * u, axis=-2, keepdims=True))
-        u = u / mx.where(norms > 0, norms, 1)
+    root, u = without_intercept(p, u * kept[..., None, :])
     penalty = mx.zeros((1,), mx.float64) if l2 is None else l2[..., 0] * (f.r * f.r)[..., 0]
     total = s * s + penalty
     c = kept * penalty / mx.where(total == 0, mx.ones_like(total), total)
     share = 0.0 if p.means is None else w / weight
     squares = u * u
-    outside = mx.maximum(1 - share - mx.sum(squares, axis=-1), 0)
+    smallest = mx.min(mx.where(kept > 0, s, s[..., :1]), axis=-1)
+    cond = mx.sqrt((s[..., 0] ** 2 + penalty[..., 0]) / (smallest**2 + penalty[..., 0]))
+    eps = dtypes.eps(mx.float64)
+    q = root * p.b
+    beta = u.mT @ q
+    outside, beyond = _outside(u, mx.sqrt(share) if p.means is not None else None, q, q - u @ beta, eps * (16 + cond))
     rows = mx.sum(w > 0, axis=-1)
     spanned = (rows <= mx.sum(kept, axis=-1) + (p.means is not None))[..., None]
     rest = mx.where(spanned, 0, outside) + (squares @ c[..., None])[..., 0]
     rest = mx.where(mx.isnan(outside), outside, rest)
     rest = mx.where(w > 0, rest, 1 - 0 * w)  # what has no weight leaves nothing behind
-    q = root * p.b
-    beta = u.mT @ q
     within = u @ (c[..., None] * beta)
-    residual = mx.where(spanned[..., None], 0, q - u @ beta) + within
+    residual = mx.where(spanned[..., None], 0, beyond) + within
     residual = residual / mx.where(root > 0, root, 1)
     if plain is not None:
         few = mx.logical_and(rest < 0.5, w > 0)[..., None]
         residual = mx.where(few, residual, plain.residual)
-    smallest = mx.min(mx.where(kept > 0, s, s[..., :1]), axis=-1)
-    cond = mx.sqrt((s[..., 0] ** 2 + penalty[..., 0]) / (smallest**2 + penalty[..., 0]))
-    eps = dtypes.eps(mx.float64)
-    noise = 8 * eps * cond * cond if by_gram else 16 * eps + (8 * eps * cond) ** 2
+    # By an SVD rests of any size have digits: what is noise was left out.
+    noise = 8 * eps * cond * cond if by_gram else mx.zeros_like(cond)
     none = mx.zeros((1, 1), mx.float64)
     u, leverage = (none, none) if plain is None else (plain.u, plain.leverage)
     values = u, residual, leverage, rest, noise, kept
