@@ -77,8 +77,11 @@ def lsq_linear(
 
     Returns:
         ``(..., n, k)``, or ``(n,)`` for a vector ``b``. Where several solutions are best (``a`` without full column
-        rank and no penalty), one of them, not always the shortest; the derivative is then NaN unless the columns of the
-        free variables are independent. Without rows, the value within the bounds that is nearest to 0. A problem is NaN
+        rank and no penalty), one of them. Outside of ``mx.compile`` and ``mx.vmap``, with fewer rows than columns and a
+        variable that may be both positive and negative, it is that of :func:`lstsq` if the bounds allow it; otherwise
+        its free variables are the shortest beside the held ones, and so they stay for the derivative, which in ``l2``
+        is NaN. Elsewhere it is not always the shortest, and the derivative is NaN unless the columns of the free
+        variables are independent. Without rows, the value within the bounds that is nearest to 0. A problem is NaN
         if its matrix or its target has NaN or Inf, a weight or penalty is negative, or a lower bound in an array
         exceeds the upper.
 
@@ -117,8 +120,8 @@ def _solve(name, a, b, bounds, l2, weights) -> mx.array:
             zero = mx.zeros((*whole, n, k), mx.float64)
             x = mx.minimum(mx.maximum(zero, lower), upper).astype(a.dtype)
     else:
-        x, state = bounded_solution(a, b, weights, l2, lower, upper)
-        x = attach_bounded(a, b, weights, l2, lower, upper, x, state, plain)
+        x, state, shortest = bounded_solution(a, b, weights, l2, lower, upper)
+        x = attach_bounded(a, b, weights, l2, lower, upper, x, state, shortest, plain)
     x = astype(x, out)
     return x.squeeze(-1) if vector else x
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from pinvnn import lsq_linear, nnls, ridge
+from pinvnn import lsq_linear, lstsq, nnls, ridge
 from pinvnn._factor import bounded_numpy, bounded_values
 from pinvnn.testing import adjoint_check, gradcheck
 from tests.support.cases import array, float64, numpy
@@ -54,6 +54,55 @@ def test_the_minimizer_is_scipy_s(shape, bounds, dtype):
     for i in range(2):
         for t in range(2):
             check(numpy(a)[i], numpy(b)[i, :, t], x[i, :, t], *ends, dtype)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("decades", [0, 4])
+@pytest.mark.parametrize(("m", "n"), [(6, 6), (4, 7), (5, 40)])
+def test_float32_is_as_good_as_scipy_s_solution_rounded(m, n, decades, size):
+    """Of many solutions one as large as the box would lose in rounding what a small one keeps."""
+    rng = np.random.default_rng(m)
+    a = (rng.standard_normal((m, n)) * 10 ** np.linspace(-decades / 2, decades / 2, n)).astype(np.float32)
+    b = (size * rng.standard_normal(m)).astype(np.float32)
+    x = numpy(lsq_linear(mx.array(a), mx.array(b), (-1, 1))).astype(float)
+    a, b = a.astype(float), b.astype(float)
+    theirs = scipy.optimize.lsq_linear(a, b, (-1, 1), method="bvls", tol=1e-14).x
+    rounded = theirs.astype(np.float32).astype(float)
+    limit = np.linalg.norm(b - a @ theirs) * (1 + 2e-5) + 2 * np.linalg.norm(b - a @ rounded)
+    assert np.linalg.norm(b - a @ x) <= limit + 1e-7 * np.linalg.norm(b)
+
+
+def test_a_wide_problem_within_loose_bounds_is_lstsq_and_so_is_its_gradient():
+    a, b = problem("wide", decades=0)
+    w = float64([1.0, 0.5, 2.0, 0.3])
+
+    def loss(solve):
+        return mx.value_and_grad(lambda a, b, w: mx.sum(mx.power(solve(a, b, w), 3)), argnums=(0, 1, 2))(a, b, w)
+
+    found = loss(lambda a, b, w: lsq_linear(a, b, (-100, 100), weights=w))
+    right = loss(lambda a, b, w: lstsq(a, b, weights=w).solution)
+    np.testing.assert_allclose(found[0].item(), right[0].item(), rtol=1e-12)
+    for slope, expected in zip(found[1], right[1], strict=True):
+        np.testing.assert_allclose(numpy(slope), numpy(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_a_wide_problem_has_derivatives_beside_its_bounds():
+    a, b = problem("wide", decades=0)
+
+    def fn(a, b, lower, upper):
+        return lsq_linear(a, b, (lower, upper))
+
+    ends = float64(np.linspace(-0.3, -0.1, 7)[:, None]), float64([0.15, 0.2])
+    held = (numpy(fn(a, b, *ends)) == numpy(ends[0])).sum(axis=0)
+    assert ((0 < held) & (held < 4)).all()  # the columns of the others are dependent, or nearly so
+    gradcheck(fn, a, b, *ends)
+    slope = mx.grad(lambda l2: mx.sum(lsq_linear(a, b, (-1, 1), l2=l2)))
+    assert math.isnan(slope(float64(0.0)).item()) and math.isfinite(slope(float64(0.1)).item())
+    # Of two targets only one has room around 0.
+    both = numpy(mx.grad(lambda b: mx.sum(lsq_linear(a, b, (float64([-1.0, 0.0]), 1.0))))(b))
+    for t, low in enumerate((-1.0, 0.0)):
+        alone = mx.grad(lambda b, t=t, low=low: mx.sum(lsq_linear(a, b[:, t], (low, 1.0))))(b)
+        np.testing.assert_allclose(both[:, t], numpy(alone)[:, t], atol=1e-12)
 
 
 def test_non_negative_is_scipy_s_nnls():

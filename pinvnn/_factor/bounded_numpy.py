@@ -12,23 +12,40 @@ from .bounded_rounds import EPS, PATIENCE, Problem, exchange, refined, scaled, s
 _NUMBERS_AT_ONCE = 2**21
 
 
-def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array]:
+def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx.array | None]:
     """:func:`bounded_solution` of visible arrays. Small MLX operations would take most of the time."""
     exact = a.dtype == mx.float64
     a, b, w, l2, lower, upper = arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2, lower, upper)]
     with np.errstate(all="ignore"):  # NaN and Inf are arguments like others.
         gram, rhs = _numpy_crosses(a, b, w)
         p = scaled(np, gram, rhs, b, w, l2, lower, upper)
-        x, state = _pivot_all(p, *arrays[:4])
+        several = _has_several_solutions(p, a, l2)
+        x, state = _pivot_all(p, several, *arrays[:4])
         x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
         if exact:
             x = refined(np, _if_regular, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
         x = within(np, x, state, lower, upper)
-    return mx.array(x, mx.float64), mx.array(state, mx.int32)
+    shortest = mx.array(several[..., None, :].astype(float), mx.float64) if several.any() else None
+    return mx.array(x, mx.float64), mx.array(state, mx.int32), shortest
 
 
-def _pivot_all(p: Problem, a, b, w, l2):
-    """Solve all problems for x and states, as many at once as memory allows; NaN where there is no solution."""
+def _has_several_solutions(p: Problem, a, l2):
+    """Which problems ``(..., k)`` have fewer rows than columns, no penalty, and a variable with room around 0.
+
+    Pivoting would end in some vertex of their solutions, which may be as large as the box.
+    """
+    if a.shape[-2] >= a.shape[-1]:
+        return np.zeros(p.q.shape[:-1], bool)
+    inside = np.logical_and(p.lower < 0, p.upper > 0).any(axis=-1)
+    free = np.broadcast_to((l2 == 0).all(axis=-2), (*l2.shape[:-2], p.q.shape[-2]))
+    return inside & free & p.good[..., 0]
+
+
+def _pivot_all(p: Problem, several, a, b, w, l2):
+    """Solve all problems for x and states, as many at once as memory allows; NaN where there is no solution.
+
+    Those that have ``several`` solutions (..., k) one by one, from the shortest of all within the bounds.
+    """
     batch, n = p.q.shape[:-1], p.q.shape[-1]
     full = {"c": (*batch, n, n), "size": (*batch, 1), "good": (*batch, 1)}
     # Views: nothing is copied before problems are picked out.
@@ -43,13 +60,15 @@ def _pivot_all(p: Problem, a, b, w, l2):
         else:
             where = np.unravel_index(which, batch)
             rows = Problem(*(v[where] for v in p))
-        good = rows.good[:, 0]
+        good = rows.good[:, 0] & ~several.reshape(-1)[which]
         if not good.all():
             which, rows = which[good], Problem(*(v[good] for v in rows))
         x[which], state[which], solved = _pivot(rows)
         unsolved += list(which[~solved])
     for i in unsolved:
         x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2)
+    for i in np.flatnonzero(several):
+        x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2, in_units=True)
     return x.reshape(p.q.shape), state.reshape(p.q.shape)
 
 
@@ -96,8 +115,11 @@ def _if_regular(c, rhs):
     return np.where((least > max(n * n * EPS, 1e-14))[..., None], _by_lu(c, rhs), np.nan)
 
 
-def _one_by_active_set(p: Problem, at, a, b, w, l2):
-    """Solve for x and state of the one problem ``at`` an index over (batch, targets)."""
+def _one_by_active_set(p: Problem, at, a, b, w, l2, in_units: bool = False):
+    """Solve for x and state of the one problem ``at`` an index over (batch, targets).
+
+    Of several solutions the free variables are the shortest: with columns of length 1, or ``in_units`` of the caller.
+    """
     batch, t = p.q.shape[:-2], at[-1]
     m, n, lengths = *a.shape[-2:], p.lengths[at]
     rows = np.broadcast_to(a, (*batch, m, n))[at[:-1]].astype(float)
@@ -106,19 +128,21 @@ def _one_by_active_set(p: Problem, at, a, b, w, l2):
     if w is not None:
         root = np.sqrt(np.broadcast_to(w, (*batch, m))[at[:-1]].astype(float))
         rows, rhs = root[:, None] * rows, root * rhs
-    rows = np.concatenate([rows, np.diag(np.sqrt(penalty))[penalty > 0]]) / lengths
+    units = np.ones(n) if in_units else lengths
+    rows = np.concatenate([rows, np.diag(np.sqrt(penalty))[penalty > 0]]) / units
     rhs = np.concatenate([rhs, np.zeros(len(rows) - m)])
     if len(rows) > n:
         q, rows = np.linalg.qr(rows)
         rhs = q.T @ rhs
-    lower, upper = p.lower[at], p.upper[at]
+    by = lengths / units
+    lower, upper = p.lower[at] / by, p.upper[at] / by
     free, x = bounded_free_set(rows, rhs, lower, upper)
-    gradient = rows.T @ (rows @ x - rhs)
+    gradient = rows.T @ (rows @ x - rhs) / by
     movable = lower < upper
     slope = np.where(x > lower, np.maximum(gradient, 0), 0) + np.where(x < upper, np.maximum(-gradient, 0), 0)
-    if not (np.where(movable, slope, 0) <= 1e-9 * (p.size[at] + np.abs(x).sum())).all():
+    if not (np.where(movable, slope, 0) <= 1e-9 * (p.size[at] + np.abs(x * by).sum())).all():
         x = np.full(n, np.nan)
-    return x, np.where(free, 0, np.where(x <= lower, -1, 1))
+    return x * by, np.where(free, 0, np.where(x <= lower, -1, 1))
 
 
 def _numpy_crosses(a, b, w):

@@ -27,8 +27,10 @@ _ROUNDS_IN_GRAPH = 24
 
 def bounded_solution(
     a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, lower: mx.array, upper: mx.array
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, mx.array, mx.array | None]:
     """The minimizer ``(..., n, k)`` in float64, and where each variable is: -1, 0 or 1, of the same shape.
+
+    Third, where ``(..., 1, k)`` the free variables are the shortest of several solutions (1.0 or 0.0), None if nowhere.
 
     Where values can be evaluated, a problem that pivoting does not solve is solved by :func:`bounded_free_set`.
     Elsewhere (compile, vmap) it is NaN. A problem with NaN or Inf, a negative weight or penalty, or bounds out of
@@ -55,7 +57,7 @@ def bounded_solution(
         x, state = (x / p.lengths).mT, state.mT
         if a.dtype == mx.float64:
             x = refined(mx, _if_regular, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
-        return within(mx, x, state, lower, upper), state
+        return within(mx, x, state, lower, upper), state, None
 
 
 def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) -> RidgeInverse:
