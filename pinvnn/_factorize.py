@@ -163,7 +163,8 @@ def factorize(
         A :class:`Factorization`.
 
     Raises:
-        ValueError: If shapes do not match, a number is negative, or the method does not apply.
+        ValueError: If shapes do not match, a number is negative, the method does not
+            apply, or integers are beyond float32 (where values can be evaluated).
         TypeError: If an argument is not array-like.
 
     References:

@@ -55,7 +55,8 @@ def lstsq(
         values that are numerically zero have gradient 0. Residuals and singular values of half input are float32.
 
     Raises:
-        ValueError: If shapes do not match, a tolerance is negative or of a wrong shape, or the method does not apply.
+        ValueError: If shapes do not match, a tolerance is negative or of a wrong shape, the method does not
+            apply, or integers are beyond float32 (where values can be evaluated).
         TypeError: If an argument is not array-like.
 
     References:

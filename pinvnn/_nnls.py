@@ -32,7 +32,7 @@ def nnls(a: ArrayLike, b: ArrayLike, *, l2: Penalty = 0.0, weights: ArrayLike | 
         ``(..., n, k)``, or ``(n,)`` for a vector ``b``.
 
     Raises:
-        ValueError: If shapes do not match or ``l2`` is a negative number.
+        ValueError: If shapes do not match, ``l2`` is a negative number, or integers are beyond float32.
         TypeError: If an argument is complex or not array-like.
 
     References:
@@ -86,7 +86,8 @@ def lsq_linear(
         exceeds the upper.
 
     Raises:
-        ValueError: If shapes do not match, numbers as bounds leave no room, or ``l2`` is a negative number.
+        ValueError: If shapes do not match, numbers as bounds leave no room, ``l2`` is a negative number, or
+            integers are beyond float32.
         TypeError: If an argument is complex or not array-like, or ``bounds`` is no pair.
 
     References:

@@ -49,7 +49,8 @@ def pinv(
         ``(..., n, m)``. A matrix with NaN or Inf gives NaN; the other matrices of the batch are not affected.
 
     Raises:
-        ValueError: If ``a`` is no matrix, a tolerance is negative or of a wrong shape, or the method does not apply.
+        ValueError: If ``a`` is no matrix, a tolerance is negative or of a wrong shape, the method does not
+            apply, or integers are beyond float32 (where values can be evaluated).
         TypeError: If an argument is not array-like.
 
     References:

@@ -52,7 +52,8 @@ def ridge(
         ``l2 = 0`` if ``a`` is rank deficient (use :func:`pinvnn.lstsq` for the minimum norm).
 
     Raises:
-        ValueError: If shapes do not match, ``l2`` is a negative number, or the method does not apply.
+        ValueError: If shapes do not match, ``l2`` is a negative number, the method does not
+            apply, or integers are beyond float32 (where values can be evaluated).
         TypeError: If an argument is not array-like.
 
     References:

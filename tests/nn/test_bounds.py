@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
+from pinvnn._factor import bounded_values
 from pinvnn.nn import LeastSquaresReadout
 from pinvnn.testing import gradcheck
 
@@ -147,6 +148,37 @@ def test_derivatives(name, l2, order):
     held = np.array(LeastSquaresReadout(2, 1, l2=l2, bounds=(-0.3, 0.5)).solve(x, y, w)[0])
     assert np.sum((held == -0.3) | (held == 0.5)) == 1  # one on its bound, one free
     gradcheck(fn, x, y, w, order=order)
+
+
+def small(seed=0):
+    """Few rows of two features: one weight on its bound, one free."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(6, 2))
+    return x, x @ [[1.0], [-1.0]] + 0.1 * rng.normal(size=(6, 1)), rng.normal(size=(2, 2))
+
+
+@pytest.mark.parametrize("method", ["adapt", "projected_loss"])
+def test_compile(method, monkeypatch):
+    monkeypatch.setattr(bounded_values, "_ROUNDS_IN_GRAPH", 3)  # each is a kernel to be compiled
+    x, y, query = small()
+    layer = LeastSquaresReadout(2, 1, l2=0.1, bounds=(0, None))
+    query = mx.array(query, mx.float32)
+
+    def step(x, y):
+        if method == "adapt":
+            return (layer.adapt(x, y, query),)
+        return mx.value_and_grad(lambda x: layer.projected_loss(x, y))(x)
+
+    arrays = mx.array(x, mx.float32), mx.array(y, mx.float32)
+    assert sorted(np.array(layer.solve(*arrays)[0][0]) > 0) == [False, True]
+    for compiled, plain in zip(mx.compile(step)(*arrays), step(*arrays), strict=True):
+        np.testing.assert_allclose(np.array(compiled), np.array(plain), rtol=1e-4, atol=1e-6)
+
+
+def test_second_derivatives_of_an_adapted_prediction():
+    x, y, query = map(f64, small())
+    layer = LeastSquaresReadout(2, 1, bounds=(0, None))
+    gradcheck(lambda *rows: layer.adapt(*rows, query), x, y, order=2)
 
 
 def test_a_learned_penalty_and_repr():

@@ -174,6 +174,20 @@ def test_lanczos3_from_start_1_finds_a_lower_minimum_within_the_bounds():
     assert found.converged and found.rss.item() == pytest.approx(data.rss, rel=1e-4)
 
 
+def test_mgh17_from_start_1_needs_another_start():
+    """One start ends in another minimum, as SciPy does in three of four scalings."""
+    problem = next(p for p in NAMED if p.name == "MGH17")
+    data = problem.read()
+    linear = [i for i in range(5) if i not in problem.nonlinear]
+    size = np.abs(data.certified[linear])
+    upper = np.where(size == size.max(), 0.97, 10) * size
+    alone = fit(problem, 1, linear_bounds=(-upper, upper)).result
+    assert alone.converged and alone.rss.item() > 0.03
+    starts = float64(np.outer([0.3, 0.1, 0.03, 0.01], [1.0, 2.0]))
+    found = fit(problem, 1, linear_bounds=(-upper, upper), starts=starts).result
+    assert found.converged and found.rss.item() <= full_problem_within(problem, linear, upper) * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("problem", [p for p in NAMED if not p.split], ids=lambda p: p.name)
 def test_nist_s_problems_within_bounds(problem):
     """The largest linear parameter at most 0.97 of its certified value, against SciPy on the full problem."""
