@@ -38,7 +38,7 @@ def _has_several_solutions(p: Problem, a, l2):
         return np.zeros(p.q.shape[:-1], bool)
     inside = np.logical_and(p.lower < 0, p.upper > 0).any(axis=-1)
     free = np.broadcast_to((l2 == 0).all(axis=-2), (*l2.shape[:-2], p.q.shape[-2]))
-    return inside & free & p.good[..., 0]
+    return np.broadcast_to(inside & free & p.good[..., 0], p.q.shape[:-1])
 
 
 def _pivot_all(p: Problem, several, a, b, w, l2):
