@@ -92,7 +92,8 @@ def _either(a, b, w, l2, lower, upper, state, x, shortest):
         rows = astype(a, mx.float64)[..., None, :, :] * on
         of_rows = None if w is None else astype(w, mx.float64)[..., None, :]
         rest = residual(b, a, beta, mx.ones((1, 1), mx.float64)).astype(mx.float64).mT[..., None]
-        f, _ = right_factor(mx.stop_gradient(rows), None if w is None else mx.stop_gradient(of_rows), method="svd")
+        constant = None if of_rows is None else mx.stop_gradient(of_rows)
+        f, _ = right_factor(mx.stop_gradient(rows), constant, method="svd")
         alone = (x - mx.stop_gradient(beta)).mT[..., None] * mx.max(on, axis=-1, keepdims=True)
         several = beta + attach_solve(rows, rest, of_rows, None, f, alone)[..., 0].mT
         unknown = l2 * mx.where(some, mx.array(float("nan"), mx.float64), mx.zeros_like(x))

@@ -259,21 +259,28 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
         w = mx.ones((1,), mx.float64) if p.w is None else mx.maximum(astype(p.w, mx.float64), 0)
         rows = mx.sqrt(w)[..., None] * p.a
         if visible(l2) and not mx.any(none).item():
-            f, left = right_factor(rows * scale.mT, method="svd", entries=mx.float64)
+            f, left = _with_left(rows * scale.mT)
             return f, Unpenalized(mx.zeros_like(left), mx.zeros_like(f.kept)), left
         # Their units do not matter: with columns of one length the vectors are the most accurate.
         norms = mx.sqrt(mx.sum(rows * rows, axis=-2, keepdims=True))
         alone = mx.where(mx.logical_and(none.mT, norms > 0), 1 / mx.where(norms > 0, norms, 1), 0)
-        free, basis = right_factor(rows * alone, method="svd", entries=mx.float64)
+        free, basis = _with_left(rows * alone)
         _, basis = without_intercept(p, basis * free.kept[..., None, :])
         rows = rows * scale.mT
         size = mx.sqrt(mx.sum(rows * rows, axis=(-2, -1)))[..., None]
         for _ in range(2):  # Twice is enough.
             rows = rows - basis @ (basis.mT @ rows)
-        f, left = right_factor(rows, method="svd", entries=mx.float64)
+        f, left = _with_left(rows)
         noise = 4 * l2.shape[-2] * dtypes.eps(mx.float64) * size * f.r[..., 0]  # of what was subtracted
         f = f._replace(s=mx.stop_gradient(mx.where(f.s <= noise, 0, f.s)))
         return f, Unpenalized(basis, free.kept), left
+
+
+def _with_left(rows: mx.array) -> tuple[RightFactor, mx.array]:
+    """The factor of float64 ``rows``, and their left singular vectors."""
+    f, left = right_factor(rows, method="svd", entries=mx.float64)
+    assert left is not None
+    return f, left
 
 
 def in_float64_of(p: ReadoutProblem) -> ReadoutProblem:

@@ -142,14 +142,14 @@ def row_values(
     penalty = mx.zeros((1,), mx.float64) if l2 is None else l2[..., 0] * (f.r * f.r)[..., 0]
     total = s * s + penalty
     c = kept * penalty / mx.where(total == 0, mx.ones_like(total), total)
-    share = 0.0 if p.means is None else w / weight
     squares = u * u
     smallest = mx.min(mx.where(kept > 0, s, s[..., :1]), axis=-1)
     cond = mx.sqrt((s[..., 0] ** 2 + penalty[..., 0]) / (smallest**2 + penalty[..., 0]))
     eps = dtypes.eps(mx.float64)
     q = root * p.b
     beta = u.mT @ q
-    outside, beyond = _outside(u, mx.sqrt(share) if p.means is not None else None, q, q - u @ beta, eps * (16 + cond))
+    of_intercept = None if p.means is None else root[..., 0] / mx.sqrt(weight)
+    outside, beyond = _outside(u, of_intercept, q, q - u @ beta, eps * (16 + cond))
     rows = mx.sum(w > 0, axis=-1)
     spanned = (rows <= mx.sum(kept, axis=-1) + (p.means is not None))[..., None]
     rest = mx.where(spanned, 0, outside) + (squares @ c[..., None])[..., 0]
