@@ -252,6 +252,19 @@ def test_integers_beyond_float32_are_refused_with_the_remedy():
     assert near.weight.item() == pytest.approx(1 / 190, rel=1e-3)
 
 
+def test_the_traps_that_the_docstring_names(tmp_path):
+    learned = LeastSquaresReadout(N, K, l2=1e-6, learn_l2=True)
+    optimizer = optim.AdamW(learning_rate=0.1, weight_decay=1.0)
+    for _ in range(30):
+        optimizer.update(learned, {"log_l2": mx.zeros_like(learned.log_l2)})
+    assert 0.1 < learned.l2.item() < 1  # without any gradient
+    assert "Weight decay" in LeastSquaresReadout.__doc__ and "1e18" in LeastSquaresReadout.__doc__
+    fixed, other = (LeastSquaresReadout(N, K, l2=l2) for l2 in (3.0, 0.5))
+    fixed.save_weights(str(tmp_path / "weights.npz"))
+    other.load_weights(str(tmp_path / "weights.npz"))
+    assert other.l2 == 0.5
+
+
 def test_a_fit_inside_of_a_transformation_names_solve():
     x, y, _ = data(9, dtype=mx.float32)
     readout = LeastSquaresReadout(N, K)
