@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from numpy.typing import NDArray
 
 from .._lm import (
     CHECKPOINT,
@@ -58,7 +59,7 @@ class ActivationStatistics:
         """Number of tokens of all texts."""
         return int(max((stats.count for stats in self.statistics.values()), default=0))
 
-    def second_moment(self, name: str) -> np.ndarray:
+    def second_moment(self, name: str) -> NDArray[np.float64]:
         """The mean of ``x x^T`` over the tokens, ``(dims, dims)`` in float64, not centred.
 
         Raises:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from numpy.typing import NDArray
 
 from .._factor import RightFactor
 from .._lm import PROBE, LanguageModel, TextReader, first_array, pad, reporting
@@ -70,8 +71,8 @@ class Fit(NamedTuple):
 
     start: int
     l2: float
-    change: np.ndarray
-    shift: np.ndarray | None
+    change: NDArray[np.float64]
+    shift: NDArray[np.float64] | None
     dropped: float
     fitted: float
     predicted: float
