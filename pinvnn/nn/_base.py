@@ -64,7 +64,7 @@ class Readout(nn.Module):
 
     @property
     def l2(self) -> float | mx.array:
-        """The penalty: a number or an array; if it is learned, the exponential of ``log_l2``."""
+        """The penalty, a number or an array; if it is learned, the exponential of ``log_l2``."""
         if not self.learn_l2:
             return self._l2
         with on_cpu():  # A power of e, since MLX's float64 exp is right to 1e-7 only.

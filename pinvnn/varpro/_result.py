@@ -78,12 +78,11 @@ class VarProResult:
 
     @cached_property
     def covariance(self) -> mx.array:
-        """Covariance of all parameters, ``(p + n k, p + n k)``: alpha as ``tree_flatten`` orders it, then ``linear``
-        row by row.
+        """Covariance of all parameters, ``(p + n k, p + n k)``, alpha as ``tree_flatten`` orders it, then ``linear``.
 
-        The linearisation at the solution: residual variance times ``(F^T F + diag(0, l2))^-1``, F the Jacobian of
-        ``Phi(alpha) linear`` in all parameters. It takes no notice of bounds, except that an alpha held by equal ones
-        has zero rows.
+        The latter row by row. Of the linearisation at the solution, the residual variance times
+        ``(F^T F + diag(0, l2))^-1``, F the Jacobian of ``Phi(alpha) linear`` in all parameters. It takes no notice of
+        bounds, except that an alpha held by equal ones has zero rows.
         """
         return to_mlx(self._parameter_covariance.covariance(), self._basis.dtype)
 
