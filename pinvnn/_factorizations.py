@@ -13,7 +13,7 @@ tall form: ``tall`` is A^H then, and A otherwise.
 
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import mlx.core as mx
 
@@ -52,7 +52,8 @@ from ._types import RidgeMethod
 if TYPE_CHECKING:
     import numpy as np
 
-Cutoffs = tuple[mx.array | float | None, mx.array | float | None]
+#: Relative and absolute cutoff.
+Cutoffs: TypeAlias = "tuple[mx.array | float | None, mx.array | float | None]"
 
 
 class Factorization:

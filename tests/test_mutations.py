@@ -40,6 +40,7 @@ EQUIVALENT = {
     ("spectral", "split", "mx.zeros_like(x)"): "zero has no sign",
     ("rows", "inverse_root", "mx.stop_gradient(root)"): "W stands twice in every term",
     **{("causal", rule, "l2"): "its slope does not depend on it" for rule in ("_vjp", "_jvp")},
+    ("bounded", "_either", "unknown"): "neither NaN nor zero has a sign",
     ("logistic", "softmax", "mx.max(v, axis=-1, keepdims=True)"): "a shift of all logits changes nothing",
     ("logistic", "inverse", "0 * k"): "zero has no sign",
     ("logistic", "_like_penalty", "x[..., n:, :]"): "the penalty of the intercept is constant",
@@ -329,6 +330,23 @@ def bounded(p, a, b, w, l2, lower, upper):
     return p["lsq_linear"](a, b, (lower, upper), l2=l2, weights=w)
 
 
+def numpy_shortest(a, b, w, lower, upper):
+    """Of the solutions within the bounds without a penalty, the shortest."""
+    n, root, columns = a.shape[1], np.sqrt(w), []
+    for t in range(b.shape[1]):
+        found = []
+        for held in product((-1, 0, 1), repeat=n):
+            free = np.array(held) == 0
+            x = np.where(free, 0.0, np.where(np.array(held) < 0, lower[:, 0], upper[:, 0]))
+            x[free] = np.linalg.lstsq(root[:, None] * a[:, free], root * (b[:, t] - a @ x), rcond=None)[0]
+            if np.all(lower[:, 0] - 1e-9 <= x) and np.all(x <= upper[:, 0] + 1e-9):
+                found.append((np.sum((root * (b[:, t] - a @ x)) ** 2), np.sum(x * x), x))
+        least = min(squares for squares, _, _ in found) + 1e-9
+        columns.append(min((length, i) for i, (squares, length, _) in enumerate(found) if squares <= least)[1])
+        columns[-1] = found[columns[-1]][2]
+    return np.stack(columns, axis=1)
+
+
 def numpy_nnls(a, b, w, l2):
     n = a.shape[1]
     return numpy_bounded(a, b, w, l2, np.zeros((n, 1)), np.full((n, 1), 1e9))
@@ -440,6 +458,8 @@ PROBLEMS = {
     "gcv, streamed": (streamed_gcv, numpy_streamed_gcv, "abws"),
     "bounded": (bounded, numpy_bounded, "abwsou"),
     "bounded, from zero": (lambda p, a, b, w, l2: p["nnls"](a, b, l2=l2, weights=w), numpy_nnls, "abws"),
+    "bounded, shortest": (lambda p, a, b, w, low, high: p["lsq_linear"](a, b, (low, high), weights=w),
+                          numpy_shortest, "abwou"),
     "causal": (causal, numpy_causal, "qabsd"),
     "objective, truncated": (OBJECTIVE, lambda a, b, w: np.sum(numpy_residuals(a, b, w)) / b.size, "abw"),
     "objective": (OBJECTIVE, numpy_objective, "abwl"),
@@ -585,7 +605,7 @@ CHECKS = {
     "rows": grid([name for name in PROBLEMS if name.startswith("left out")], TALL, [*WIDE, mx.float32])
     + grid(["spread", "spread, penalty"], TALL, [*WIDE, mx.float32]),
     "validation": grid(["gcv", "gcv, truncated", "gcv, streamed"], TALL, WIDE),
-    "bounded": grid(["bounded", "bounded, from zero"], TALL, WIDE),
+    "bounded": grid(["bounded", "bounded, from zero"], TALL, WIDE) + grid(["bounded, shortest"], BOTH[1:], WIDE),
     "logistic": grid([name for name in PROBLEMS if name.startswith("logistic")], TALL, WIDE),
     "causal": grid(["causal"], TALL, WIDE),
     "decayed": grid(["causal"], TALL, WIDE),

@@ -38,7 +38,7 @@ def _has_several_solutions(p: Problem, a, l2):
         return np.zeros(p.q.shape[:-1], bool)
     inside = np.logical_and(p.lower < 0, p.upper > 0).any(axis=-1)
     free = np.broadcast_to((l2 == 0).all(axis=-2), (*l2.shape[:-2], p.q.shape[-2]))
-    return np.broadcast_to(inside & free & p.good[..., 0], p.q.shape[:-1])
+    return np.broadcast_to(np.logical_and(np.logical_and(inside, free), p.good[..., 0]), p.q.shape[:-1])
 
 
 def _pivot_all(p: Problem, several, a, b, w, l2):
@@ -60,7 +60,7 @@ def _pivot_all(p: Problem, several, a, b, w, l2):
         else:
             where = np.unravel_index(which, batch)
             rows = Problem(*(v[where] for v in p))
-        good = rows.good[:, 0] & ~several.reshape(-1)[which]
+        good = np.logical_and(rows.good[:, 0], np.logical_not(several.reshape(-1)[which]))
         if not good.all():
             which, rows = which[good], Problem(*(v[good] for v in rows))
         x[which], state[which], solved = _pivot(rows)

@@ -94,7 +94,7 @@ def _either(a, b, w, l2, lower, upper, state, x, shortest):
         rest = residual(b, a, beta, mx.ones((1, 1), mx.float64)).astype(mx.float64).mT[..., None]
         constant = None if of_rows is None else mx.stop_gradient(of_rows)
         f, _ = right_factor(mx.stop_gradient(rows), constant, method="svd")
-        alone = (x - mx.stop_gradient(beta)).mT[..., None] * mx.max(on, axis=-1, keepdims=True)
+        alone = x.mT[..., None] * on.mT
         several = beta + attach_solve(rows, rest, of_rows, None, f, alone)[..., 0].mT
         unknown = l2 * mx.where(some, mx.array(float("nan"), mx.float64), mx.zeros_like(x))
         return (mx.where(some, several, astype(unique, mx.float64)) + unknown).astype(a.dtype)

@@ -123,6 +123,9 @@ class FactoredProblem:
         """Whether ``rest`` has digits enough in every row; True where values cannot be evaluated, too."""
         if self.by_vectors or not visible(self.values.rest, self.noise):
             return True
+        with on_cpu():
+            if self.problem.method == "cholesky" and mx.any(mx.isnan(self.values.rest)).item():
+                return True  # A promise that does not hold stays NaN.
         in_float32 = self.problem.means is not None and self.problem.a.dtype == mx.float32
         return digits_suffice(self.values, self.problem.entry_dtype, _TRUSTED_IN_FLOAT32 if in_float32 else 0.0)
 
