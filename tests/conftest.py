@@ -13,7 +13,7 @@ import pytest
 from tests.support.emulated_gpu import EmulatedGpu, set_device
 
 DEVICE = os.environ.get("DEVICE", "cpu")
-set_device(pytest.MonkeyPatch())
+set_device()
 
 
 def pytest_report_header(config):

@@ -9,6 +9,7 @@ from .full_rank import full_rank as full_rank
 from .rank import cutoff as cutoff
 from .rank import default_rtol as default_rtol
 from .rank import keep as keep
+from .ridge_inverse import dual_by_cholesky as dual_by_cholesky
 from .ridge_inverse import in_range as in_range
 from .ridge_inverse import inverse_of_ridge as inverse_of_ridge
 from .ridge_inverse import penalty_matrix as penalty_matrix

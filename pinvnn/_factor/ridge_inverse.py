@@ -41,9 +41,7 @@ def penalty_matrix(l2: Any, vector: bool = False) -> mx.array:
         return l2.reshape(*(1,) * (2 - l2.ndim), *l2.shape)
 
 
-def ridge_route(
-    method: RidgeMethod, shape: tuple[int, ...], l2: mx.array, dtype: mx.Dtype, unpenalized: bool
-) -> Route:
+def ridge_route(method: RidgeMethod, shape: tuple[int, ...], l2: mx.array, dtype: mx.Dtype, unpenalized: bool) -> Route:
     """How the inverse is held (see :class:`RidgeInverse`).
 
     Args:
@@ -91,7 +89,7 @@ def inverse_of_ridge(
         if route == "dual":
             rows = a if w is None else mx.sqrt(w)[..., None] * a
             flat = rows.mT
-            f = _dual_by_cholesky(flat, l2, entries, lazy)
+            f = dual_by_cholesky(flat, l2, entries, lazy)
             if f is None:
                 f = in_range(right_factor(flat, method=driver, entries=entries)[0], l2)
             return RidgeInverse(f, route), SolutionHints()
@@ -136,7 +134,7 @@ def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHi
     return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z)
 
 
-def _dual_by_cholesky(flat, l2, entries, lazy: bool) -> RightFactor | None:
+def dual_by_cholesky(flat: mx.array, l2: mx.array, entries: mx.Dtype, lazy: bool = False) -> RightFactor | None:
     """The full factor of A A^T + l2 from tall ``flat`` = A^T, for one l2; None where singular vectors are needed."""
     exact, positive = entries == mx.float64, l2[..., 0] > 0
     if l2.shape[-1] > 1:

@@ -154,8 +154,7 @@ class FactoredProblem:
             l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
             scale = mx.ones((1, 1), mx.float64)
             if kind == "feature":  # A L^(-1/2) was factored.
-                scale = mx.where(l2 > 0, 1 / mx.sqrt(mx.where(l2 > 0, l2, 1)), 0)
-                l2 = mx.ones((1, 1), mx.float64)
+                scale, l2 = _inverse_root_of(l2), mx.ones((1, 1), mx.float64)
             total = f.s * f.s + l2[..., 0] * (f.r * f.r)[..., 0]
             on = mx.logical_and(total > 0, f.kept > 0) if kind == "truncated" else total > 0
             d = mx.where(on, f.s / mx.where(on, total, 1), 0)[..., None] * f.r
@@ -257,8 +256,7 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
         The right factor of the penalized features, what the others span, and the left vectors that go with the factor.
     """
     with on_cpu():
-        none = l2 <= 0
-        scale = mx.where(none, 0, 1 / mx.sqrt(mx.where(none, 1, l2)))
+        none, scale = l2 <= 0, _inverse_root_of(l2)
         w = mx.ones((1,), mx.float64) if p.w is None else mx.maximum(astype(p.w, mx.float64), 0)
         rows = mx.sqrt(w)[..., None] * p.a
         if visible(l2) and not mx.any(none).item():
@@ -277,6 +275,11 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
         noise = 4 * l2.shape[-2] * dtypes.eps(mx.float64) * size * f.r[..., 0]  # of what was subtracted
         f = f._replace(s=mx.stop_gradient(mx.where(f.s <= noise, 0, f.s)))
         return f, Unpenalized(basis, free.kept), left
+
+
+def _inverse_root_of(l2: mx.array) -> mx.array:
+    """L^(-1/2), 0 where there is no penalty."""
+    return mx.where(l2 > 0, 1 / mx.sqrt(mx.where(l2 > 0, l2, 1)), 0)
 
 
 def _with_left(rows: mx.array) -> tuple[RightFactor, mx.array]:

@@ -1,10 +1,11 @@
 """What a fit predicts for a row that was left out of it, exactly and without a second fit."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import mlx.core as mx
 
-from .._factor import RightFactor, in_range, inverse_of_ridge, right_factor
+from .._factor import RightFactor, dual_by_cholesky, in_range, right_factor
 from .._mlx import astype, dtypes, large, on_cpu, visible
 from .._rules import free_degrees, gcv_score, inverse_of, kept_shrinkage, with_value
 from .._types import ReadoutMethod
@@ -154,23 +155,18 @@ def _dual_values(p: ReadoutProblem, flat: mx.array, spectrum: bool) -> tuple[Rig
 
     The first has no singular values, which ``spectrum`` asks for.
     """
+
+    def by_vectors(method: Literal["gram", "svd"]) -> tuple[RightFactor, RowValues]:
+        f = right_factor(flat, method=method, entries=p.entry_dtype)[0]
+        f = f if p.l2 is None else in_range(f, p.l2)
+        return f, row_values(p, f.v, f, p.l2, None, by_gram=method == "gram")
+
     if p.entry_dtype != mx.float64 and visible(flat):
-        if p.l2 is not None and not spectrum:
-            f = inverse_of_ridge(p.a, None, p.l2, "dual", p.entry_dtype)[0].f
-            values = _cholesky_values(p, f) if f.full else _by_gram(p, f)
-        else:
-            f = right_factor(flat, method="gram", entries=p.entry_dtype)[0]
-            f = f if p.l2 is None else in_range(f, p.l2)
-            values = _by_gram(p, f)
+        f = None if p.l2 is None or spectrum else dual_by_cholesky(flat, p.l2, p.entry_dtype)
+        f, values = by_vectors("gram") if f is None else (f, _cholesky_values(p, f))
         if digits_suffice(values, p.entry_dtype):
             return f, values
-    f = right_factor(flat, method="svd", entries=p.entry_dtype)[0]
-    f = f if p.l2 is None else in_range(f, p.l2)
-    return f, row_values(p, f.v, f, p.l2, None)
-
-
-def _by_gram(p: ReadoutProblem, f: RightFactor) -> RowValues:
-    return row_values(p, f.v, f, p.l2, None, by_gram=True)
+    return by_vectors("svd")
 
 
 def _cholesky_values(p: ReadoutProblem, f: RightFactor) -> RowValues:

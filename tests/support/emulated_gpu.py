@@ -234,11 +234,11 @@ class EmulatedGpu:
 _matmul = mx.matmul
 
 
-def set_device(patch=None):
+def set_device():
     """Make the device that the environment variable DEVICE names the default: cpu (the default), gpu, or emulated."""
     device = os.environ.get("DEVICE", "cpu")
     if device == "emulated":
-        EmulatedGpu(patch or SimpleNamespace(setattr=setattr))
+        EmulatedGpu(SimpleNamespace(setattr=setattr))
     else:
         mx.set_default_device({"cpu": mx.cpu, "gpu": mx.gpu}[device])
 

@@ -1,9 +1,8 @@
 """A large problem with visible values, made ready for many cheap products."""
 
+from .conjugate_gradients import conjugate_gradients
+from .objective import without_common_shift
 from .preconditioners import Diagonal, Mean
-
-# Beyond this number of steps of conjugate gradients float32 converges no more.
-_MOST_STEPS = 200
 
 
 class Working:
@@ -34,40 +33,19 @@ class Working:
 
     def inverse(self, spread):
         """The preconditioner of the problem in these units."""
-        found = self.preconditioner.of_spread(spread)
+        xp, found = self.xp, self.preconditioner.of_spread(spread)
         if not self.single:
             return found
         scaled = Diagonal(found.classes.astype(self.dtype), (found.inverse * self.unit**2).astype(self.dtype))
-        return lambda b: without_sum(scaled(without_sum(b)))
+        return lambda b: without_common_shift(xp, scaled(without_common_shift(xp, b, 1)), 1)
 
     def solve(self, p, b, tolerance):
         """``H^-1 b`` to a tolerance that float32 can reach, or None where it does not."""
-        xp, inverse, p, b = self.xp, self.inverse(self.preconditioner.spread(p)), p.astype(self.dtype), b / self.unit
+        xp, p, b = self.xp, p.astype(self.dtype), b / self.unit
         size = xp.sqrt(xp.vdot(b, b))
         if size == 0 or not xp.isfinite(size):
             return None
-        rest, weighted = (b / size).astype(self.dtype), self.w * p
-        x, z, rows, likely = xp.zeros_like(rest), inverse(rest), xp.arange(len(p)), xp.argmax(p, axis=1)
-        direction, norm = z, xp.vdot(rest, z)
-        goal = norm * self.dtype(tolerance) ** 2
-        for _ in range(_MOST_STEPS):
-            turned = self.a @ direction
-            turned -= turned[rows, likely][:, None]  # see times_hessian
-            turned = weighted * (turned - xp.einsum("ij,ij->i", p, turned)[:, None])
-            turned = self.a.T @ turned + self.l2 * direction
-            slope = xp.vdot(direction, turned)
-            if not slope > 0:
-                return None
-            x += (norm / slope) * direction
-            rest -= (norm / slope) * turned
-            z = inverse(rest)
-            last, norm = norm, xp.vdot(rest, z)
-            if norm <= goal:
-                return size * x.astype(xp.float64) / self.unit
-            direction = z + (norm / last) * direction
-        return None
-
-
-def without_sum(b):
-    """``b`` (N, c) less its mean over the classes."""
-    return b - b.mean(axis=-1, keepdims=True)
+        inverse = self.inverse(self.preconditioner.spread(p))
+        b = (b / size).astype(self.dtype)
+        x = conjugate_gradients(xp, self.a, self.w[:, 0], p, self.l2, b, tolerance, inverse)
+        return None if xp.isnan(x).any() else size * x.astype(xp.float64) / self.unit
