@@ -33,7 +33,7 @@ def through_numpy(fn, *args):
         return fn(newton.Graph(), *args)
     xp = newton.NumPy()
     with xp.errstate(all="ignore"):  # NaN and Inf are arguments like others; what comes of them is checked later
-        return fn(xp, *(xp.array(x) for x in args))
+        return fn(xp, *(xp.asarray(x) for x in args))
 
 
 def _value(fn, *args):

@@ -42,7 +42,7 @@ class _Rows(NamedTuple):
     out: mx.Dtype
 
     @property
-    def accuracy(self) -> float:
+    def accuracy(self) -> newton.Accuracy:
         """Of the fit of a large problem, for results of this dtype."""
         return newton.FINE if self.out == mx.float64 else newton.COARSE
 
@@ -125,7 +125,7 @@ class LogisticReadout(LabelReadout):
 
     @property
     def steps(self) -> int:
-        """Newton steps of the last :meth:`fit`."""
+        """Newton steps of the last :meth:`fit`. A large problem starts with quasi-Newton steps; they do not count."""
         return self._steps
 
     @property
@@ -141,19 +141,20 @@ class LogisticReadout(LabelReadout):
         """The problem of rows, one-hot labels and weights that have been checked; class weights count no more."""
         out = dtypes.working(x)
         with on_cpu():
+            weighted, x, known = w is not None, astype(x, mx.float64), mx.any(hot, axis=-1, keepdims=True)
             w = mx.ones((x.shape[-2],), mx.float64) if w is None else astype(w, mx.float64)
-            x = astype(x, mx.float64)
-            used = w != 0
-            known = mx.logical_or(mx.any(hot, axis=-1, keepdims=True), ~used[..., None])
+            if weighted:
+                unused = (w == 0)[..., None]
+                known = mx.logical_or(known, unused)
+                x = mx.where(unused, mx.zeros_like(x), x)  # whatever it holds, NaN included
             y = mx.where(known, hot.astype(mx.float64), mx.array(float("nan"), mx.float64))
-            x = mx.where(used[..., None], x, mx.zeros_like(x))  # whatever it holds, NaN included
             w = mx.where(w < 0, mx.array(float("nan"), mx.float64), w)
             l2 = self._penalty()
             l2 = mx.zeros((1, 1), mx.float64) if l2 is None else l2
             l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
             mean = None
             if "bias" in self:
-                mean = mx.stop_gradient(_mean(x, w))
+                mean = mx.stop_gradient(_mean(x, w) if weighted else mx.mean(x, axis=-2, keepdims=True))
                 x = mx.concatenate([x - mean, mx.ones_like(x[..., :1])], axis=-1)
                 l2 = mx.concatenate([l2, mx.zeros_like(l2[:1])], axis=0)
                 w = mx.where(_every_class_is_present(y, w), w, mx.array(float("nan"), mx.float64))

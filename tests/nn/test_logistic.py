@@ -176,6 +176,50 @@ def test_a_step_that_float32_gets_wrong_is_taken_in_float64(monkeypatch, wrong):
     np.testing.assert_allclose(np.array(large(wide(x))), np.array(small(wide(x))), atol=1e-7)
 
 
+@pytest.mark.parametrize("accuracy", [newton.FINE, newton.COARSE], ids=["fine", "coarse"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_features_that_are_nearly_orthogonal_need_no_basis(monkeypatch, bias, accuracy):
+    rng = np.random.default_rng(26)
+    x, y, w = rng.normal(size=(90, 8)) * 10.0 ** np.arange(-4, 4), rng.integers(0, 4, 90), rng.uniform(0.5, 2, 90)
+    a, hot, l2 = np.column_stack([x, np.ones(90)][: 1 + bias]), np.eye(4)[y], np.array([[0.1], [0.0]][: 1 + bias])
+    wanted = a @ newton.minimize(newton.NumPy(), a, hot, w, l2).t
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
+
+    def basis(*args):
+        raise AssertionError("a basis")
+
+    monkeypatch.setattr(newton.minimizer, "in_basis", basis)
+    logits = a @ newton.minimize(newton.NumPy(), a, hot, w, l2, accuracy).t
+    tolerance = 1e-7 if accuracy == newton.FINE else 2e-4
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+    with pytest.raises(AssertionError, match="a basis"):
+        newton.minimize(newton.NumPy(), a[:, [5, 5, 5, 6, 6, 6, 7, 7, 7, -1][: 9 + bias]], hot, w, l2)
+
+
+@pytest.mark.parametrize("l2", [1e-9, 1e-2, 1e2, "both", "feature with 0"])
+@pytest.mark.parametrize("spread", [0.5, 10.0])
+def test_a_certificate_bounds_the_newton_decrement(spread, l2):
+    x, y, w = blobs(27, rows=40, features=5, spread=spread)
+    rng = np.random.default_rng(27)
+    penalty = {"both": rng.uniform(0.1, 3, (5, 3)), "feature with 0": np.array([[1.0], [0], [1], [1], [1]])}
+    penalty = penalty.get(l2, np.full((5, 1), l2))
+    a, hot = np.column_stack([x, np.ones(40)]), np.eye(3)[y]
+    xp, l2 = newton.NumPy(), np.concatenate([penalty, 0 * penalty[:1]])
+    certificate = newton.certificate.Certificate(xp, a, hot, w, l2)
+    if (penalty == 0).any():
+        assert not certificate.applies
+        return
+    t = newton.minimize(xp, a, hot, w, l2).t
+    for size in (1e-4, 1e-7):
+        near = t + size * np.abs(t).max() * rng.normal(size=t.shape)
+        near, v, miss, balanced = certificate.balanced(near, a @ near)
+        g = a.T @ (w[:, None] * miss) + l2 * near
+        assert balanced and np.abs(g[-1]).max() < 1e-9
+        np.testing.assert_allclose(v, a @ near, atol=1e-9 * np.abs(v).max())
+        exact = np.sum(g * newton.solve_hessian(xp, a, w, miss + hot, l2, g))
+        assert exact <= certificate.decrement(g) * (1 + 1e-6)
+
+
 def test_large_problems_without_a_minimizer_say_so(monkeypatch):
     monkeypatch.setattr(newton.hessian, "DENSE", 0)
     x, y, _ = blobs(15, spread=20)

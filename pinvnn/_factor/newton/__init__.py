@@ -13,7 +13,8 @@ projector on it, which changes no step.
 
 Here ``xp`` is always :class:`NumPy` or :class:`Graph`: whose arrays the arguments are. Files, from the ground up:
 arrays, objective, hessian (factored), basis (of the features), preconditioners, conjugate_gradients, solve (H^-1 b);
-working (cheap products for large problems), quasi_newton (a start for them), large (one of them), minimizer, path.
+working (cheap products for large problems), quasi_newton (a start for them), certificate (whether more is needed),
+large (one of them), minimizer, path.
 """
 
 from .arrays import Graph as Graph
@@ -21,8 +22,9 @@ from .arrays import NumPy as NumPy
 from .basis import features_of as features_of
 from .basis import penalty_of_all as penalty_of_all
 from .hessian import curvature as curvature
-from .minimizer import COARSE as COARSE
-from .minimizer import FINE as FINE
+from .large import COARSE as COARSE
+from .large import FINE as FINE
+from .large import Accuracy as Accuracy
 from .minimizer import minimize as minimize
 from .objective import residual_and_loss as residual_and_loss
 from .path import Path as Path

@@ -22,6 +22,15 @@ class NumPy:
     def __getattr__(self, name):
         return getattr(self.np, name)
 
+    @staticmethod
+    def thin(a, u):
+        """``a @ u`` for ``u`` of few columns. Each is contiguous in the result, which makes sums over them fast."""
+        return (u.swapaxes(-1, -2) @ a.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+    def sizes(self, a, w):
+        """Weighted sums of squares of the columns, ``(..., N)``."""
+        return self.np.einsum("...i,...ij,...ij->...j", w, a, a)
+
     def cholesky(self, k):
         """Lower Cholesky factor; NaN where there is none."""
         try:
@@ -62,6 +71,16 @@ class Graph:
     def exp(x):
         """MLX's own float64 exp is right to 1e-7 only; its power is right to rounding."""
         return mx.power(mx.array(math.e, mx.float64), x)
+
+    @staticmethod
+    def thin(a, u):
+        """``a @ u``."""
+        return a @ u
+
+    @staticmethod
+    def sizes(a, w):
+        """Weighted sums of squares of the columns, ``(..., N)``."""
+        return mx.sum(w[..., None] * a * a, axis=-2)
 
     @staticmethod
     def cholesky(k):

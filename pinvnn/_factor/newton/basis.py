@@ -13,6 +13,9 @@ import math
 from .arrays import transposed
 from .hessian import is_large
 
+# How many columns of A^T D A tell whether it is nearly diagonal.
+_COLUMNS = 16
+
 
 def features_of(a, l2):
     """The number of features that share the first row of a compact ``l2``."""
@@ -35,6 +38,21 @@ def basis_kind(a, l2, c):
     if a.shape[-2] < features_of(a, l2):
         return "rows"
     return "eigenvectors" if l2.shape[-1] == 1 and is_large(a.shape[-1], c) else None
+
+
+def is_nearly_diagonal(xp, a, w, l2, c):
+    """Whether the Hessian's eigenvectors would gain little over the features themselves, where values are visible.
+
+    In units in which the diagonal of A^T D A / c + L, the Hessian at 0, is 1, the variance of its eigenvalues is the
+    mean over its columns of the other entries' squares. Some columns show whether that is below 1.
+    """
+    n = features_of(a, l2)
+    x, chosen = a[..., :n], xp.arange(0, n, -(-n // _COLUMNS))
+    sizes = xp.sizes(x, w) / c + l2[..., 0, :]
+    entries = xp.thin(transposed(x), w[..., None] * x[..., chosen]) / c
+    squares = entries * entries / xp.maximum(sizes[..., None] * sizes[..., None, chosen], 1e-290)
+    squares[..., chosen, xp.arange(len(chosen))] = 0
+    return bool((squares.sum(axis=(-2, -1)) <= len(chosen)).all())
 
 
 def in_basis(xp, a, w, n, kind):

@@ -1,7 +1,9 @@
 """Newton's method for one large problem whose values are visible."""
 
 import math
+from typing import NamedTuple
 
+from .certificate import Certificate
 from .conjugate_gradients import conjugate_gradients
 from .hessian import times_hessian
 from .objective import free_features, residual_and_loss, without_common_shift
@@ -9,48 +11,77 @@ from .preconditioners import preconditioner
 from .quasi_newton import approach
 from .working import Working
 
+
+class Accuracy(NamedTuple):
+    """When a fit has its accuracy: what the Newton decrement is over F.
+
+    Attributes:
+        decrement: After one step more.
+        bound: Already, by a bound of it.
+    """
+
+    decrement: float
+    bound: float
+
+
+# That of float64, and that of float32.
+FINE, COARSE = Accuracy(1e-14, 5e-16), Accuracy(1e-8, 1e-7)
 # Excess of F over its minimum, over F, at which Newton's method takes over from the quasi-Newton one.
-_NEAR = 1e-6
+_NEAR = 1e-10
 MOST_STEPS = 100
+# Part of the bound that quasi-Newton steps must show: the intercept is not optimal then, and changes the rest.
+_AMPLE = 0.125
 # Lengths of a step that are tried, in this order, until one is worse than the one before it.
 _LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
 def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
-    """The minimizer ``(N, c)``, NaN if it was not found, the number of Newton steps, and the last decrement over F.
+    """The minimizer ``(N, c)``, NaN if it was not found, the number of Newton steps, and a bound of the last decrement
+    over F.
 
     Where :class:`Working` is in float32, Newton steps are solved in it; F, its gradient and the residual of the last
     step are always of float64. A step that float32 does not reach is solved in float64, and so are all that follow.
     Arguments are those of ``minimizer.minimize_in_basis``, without a batch.
     """
+    y = xp.asfortranarray(y)
     exact = preconditioner(xp, a, w, l2, orthogonal)
-    working = Working(xp, a, y, w, l2, exact)
+    working, certificate = Working(xp, a, y, w, l2, exact), Certificate(xp, a, y, w, l2)
     # Weights on which all classes have the same penalty, or none, sum to 0 over the classes.
     balanced = xp.ones((a.shape[-1], 1)) if l2.shape[-1] == 1 else free_features(xp, l2)
-    t, excess = approach(working, xp.zeros((a.shape[-1], y.shape[-1])) if start is None else start, _NEAR)
+
+    def enough(g, value):
+        return certificate.applies and certificate.decrement(g * working.unit) <= _AMPLE * accuracy.bound * value
+
+    t, excess = approach(working, xp.zeros((a.shape[-1], y.shape[-1])) if start is None else start, _NEAR, enough)
     t = without_common_shift(xp, t, balanced)
-    v, single, last, decrement = a @ t, working.single, math.nan, math.nan
+    v, single, last, decrement = xp.thin(a, t), working.single, math.nan, math.nan
 
     def objective(t, v):
         return float(w @ residual_and_loss(xp, v, y)[1] + xp.sum(l2 * t * t) / 2)
 
     value = objective(t, v)
-    for steps in range(1, MOST_STEPS + 1):
-        miss, _ = residual_and_loss(xp, v, y)
-        g = without_common_shift(xp, a.T @ (w[:, None] * miss) + l2 * t, balanced)
+    for steps in range(MOST_STEPS):
+        miss, certain = residual_and_loss(xp, v, y)[0], False
+        if certificate.applies:
+            t, v, miss, certain = certificate.balanced(t, v)
+            value = objective(t, v)
+        g = without_common_shift(xp, xp.thin(a.T, w[:, None] * miss) + l2 * t, balanced)
+        if certain and value > 0 and (bound := certificate.decrement(g)) <= accuracy.bound * value:
+            return t, steps, bound / value
         p, tolerance = miss + y, _tolerance(excess, accuracy)
         step = working.solve(p, -g, tolerance) if single else None
         if step is None:
             inverse, single = exact.of_spread(exact.spread(p)), False
             step = conjugate_gradients(xp, a, w, p, l2, -g, tolerance, inverse)
+            step = without_common_shift(xp, step, balanced)  # rounding, by a large inverse
         decrement = -float(xp.vdot(g, step))
         # See minimizer.py: a minimizer at infinity lets the decrement fall by a constant factor only.
         squared = decrement <= 0.05 * last or last <= 1e-26 * value
-        found = decrement <= 1e-26 * value or (abs(decrement) <= accuracy * value and squared)
+        found = decrement <= 1e-26 * value or (abs(decrement) <= accuracy.decrement * value and squared)
         if found and single and not _is_solution(xp, a, w, p, l2, step, g, exact.of_spread(exact.spread(p))):
             single = False
             continue
-        moved = a @ step
+        moved = xp.thin(a, step)
         trials = ((objective(t + s * step, v + s * moved), s) for s in _LENGTHS)
         best, length = _best(trials, value, decrement <= 1e-3 * value)
         if length == 0 and not found:
@@ -60,16 +91,16 @@ def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
             continue
         t, v, value = t + length * step, v + length * moved, best
         if found and (value > 0 or not t.any()):  # F of rows is 0 at infinity only
-            return t, steps, decrement / value if value > 0 else 0.0
+            return t, steps + 1, decrement / value if value > 0 else 0.0
         if found or not decrement > 0:
             break
         last, excess = decrement, tolerance**2 * decrement / value
-    return t * math.nan, steps, math.nan
+    return t * math.nan, steps + 1, math.nan
 
 
 def _tolerance(excess, accuracy):
-    """Of a step where F is thought to exceed its minimum by ``excess`` F: the next step should be the last one."""
-    return min(0.1, max(3e-3, 0.3 * math.sqrt(accuracy / excess))) if excess > accuracy else 3e-3
+    """Of a step where F is thought to exceed its minimum by ``excess`` F, so that no other step is needed after it."""
+    return min(0.1, max(2e-4, 0.02 * math.sqrt(accuracy.bound / max(excess, accuracy.decrement))))
 
 
 def _is_solution(xp, a, w, p, l2, step, g, inverse):

@@ -8,17 +8,15 @@ import math
 from typing import Any, NamedTuple
 
 from .arrays import transposed
-from .basis import basis_kind, features_of, in_basis, out_of_basis, penalty_of_all
+from .basis import basis_kind, features_of, in_basis, is_nearly_diagonal, out_of_basis, penalty_of_all
 from .conjugate_gradients import conjugate_gradients
 from .hessian import factored_solve, is_large
-from .large import MOST_STEPS, minimize_large
+from .large import FINE, MOST_STEPS, minimize_large
 from .objective import free_features, residual_and_loss, without_common_shift
 from .preconditioners import preconditioner
 
 # Lengths of a step that are tried. Beyond 1: on separable classes Newton's own step is too short by far.
 _LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)
-# Newton decrement over F after which one step more gives the accuracy of float64, and that of float32.
-FINE, COARSE = 1e-14, 1e-8
 # Newton steps in a graph.
 GRAPH_STEPS = 24
 
@@ -46,11 +44,12 @@ def minimize(xp, a, y, w, l2, accuracy=FINE) -> Fitted:
         y: One-hot labels, ``(..., m, c)``.
         w: Weights, ``(..., m)``.
         l2: Penalty ``(..., N, 1 or c)``, or compact: see :func:`penalty_of_all`.
-        accuracy: :data:`FINE` or :data:`COARSE`. Small problems and graphs are always fine.
+        accuracy: ``FINE`` or ``COARSE``. Small problems and graphs are always fine.
     """
-    kind = basis_kind(a, l2, y.shape[-1])
-    if kind is None:
-        return minimize_in_basis(xp, a, y, w, penalty_of_all(xp, l2, a.shape[-1]), False, accuracy)
+    kind, c = basis_kind(a, l2, y.shape[-1]), y.shape[-1]
+    plain = kind == "eigenvectors" and xp.adaptive and is_nearly_diagonal(xp, a, w, l2, c)
+    if kind is None or plain:
+        return minimize_in_basis(xp, a, y, w, penalty_of_all(xp, l2, a.shape[-1]), plain, accuracy)
     rows, q = in_basis(xp, a, w, features_of(a, l2), kind)
     l2 = penalty_of_all(xp, l2, rows.shape[-1])
     found = minimize_in_basis(xp, rows, y, w, l2, True, accuracy)

@@ -1,7 +1,7 @@
 """A path of penalties."""
 
 from .basis import in_basis, out_of_basis, penalty_of_all
-from .large import minimize_large
+from .large import Accuracy, minimize_large
 from .preconditioners import preconditioner
 from .quasi_newton import approach
 from .working import Working
@@ -26,5 +26,6 @@ class Path:
         inverse = preconditioner(xp, self.a, self.w, of_all, True)
         self.t, excess = approach(Working(xp, self.a, self.y, self.w, of_all, inverse), self.t, accuracy)
         if excess > accuracy:
-            self.t = minimize_large(xp, self.a, self.y, self.w, of_all, True, accuracy, self.t)[0]
+            both = Accuracy(accuracy, accuracy)
+            self.t = minimize_large(xp, self.a, self.y, self.w, of_all, True, both, self.t)[0]
         return out_of_basis(xp, self.q, self.t)
