@@ -14,6 +14,9 @@ from .._mlx import dtypes
 EPS = dtypes.eps(mx.float64)
 # Rounds without progress before variables are exchanged one by one.
 PATIENCE = 3
+# A step of refinement is made up to this part of the solution. It is longer where eps cond^2 is, from a condition of
+# about 7e6 on: then the Gram matrix may have lost all digits.
+SMALL_STEP = 1e-2
 
 
 class Problem(NamedTuple):
@@ -21,13 +24,13 @@ class Problem(NamedTuple):
 
     Attributes:
         c: ``(..., 1 or k, n, n)``, of diagonal 1.
-        q: ``(..., k, n)``.
-        lower: ``(..., k, n)``.
-        upper: ``(..., k, n)``.
-        size: The size of the right-hand side, ``(..., k, 1)``: what rounding is relative to.
+        q: ``(..., k, n)``: the shape of the solution.
+        lower: ``(..., 1 or k, 1 or n)``.
+        upper: Likewise.
+        size: The size of the right-hand side, ``(..., 1 or k, 1)``: what rounding is relative to.
         good: Whether all numbers are finite and the bounds are in order, ``(..., k, 1)``.
         lengths: Of the columns, ``(..., 1 or k, n)``.
-        start: ``(..., k, n)``: -1, 0, 1.
+        start: ``(..., 1 or k, 1 or n)``: -1, 0, 1.
     """
 
     c: Any
@@ -41,42 +44,47 @@ class Problem(NamedTuple):
 
 
 def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
-    n, eye = gram.shape[-1], xp.eye(gram.shape[-1], dtype=xp.float64)
+    eye = xp.eye(gram.shape[-1], dtype=xp.float64)
     zero, one, nan = (xp.array(v, xp.float64) for v in (0.0, 1.0, math.nan))
+    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
     l2, rhs, lower, upper = (xp.swapaxes(v, -1, -2) for v in (xp.where(l2 < 0, nan, l2), rhs, lower, upper))
     gram = gram[..., None, :, :]
     diagonal = xp.diagonal(gram, axis1=-2, axis2=-1) + l2
     lengths = xp.sqrt(xp.where(diagonal == 0, one, diagonal))
     short = 1 / lengths
-    c, q = gram * (short[..., None] * short[..., None, :]), rhs * short
     # At least |D^(1/2) b|, without a copy of b in float64.
-    m = b.shape[-2]
+    m, n = b.shape[-2], gram.shape[-1]
     total = xp.array(float(m), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
     size = (xp.sqrt(total) * xp.max(xp.abs(b), axis=-2).astype(xp.float64))[..., None]
     ordered = xp.logical_and(lower <= upper, xp.logical_and(lower < math.inf, upper > -math.inf))
-    whole = xp.broadcast_shapes(q.shape, lower.shape, upper.shape, (*c.shape[:-2], n), (*size.shape[:-1], n))
-    ordered = xp.all(xp.broadcast_to(ordered, whole), axis=-1, keepdims=True)
-    sums = xp.sum(c, axis=(-2, -1), keepdims=True)
-    good = xp.logical_and(ordered, xp.isfinite(sums[..., 0] + xp.sum(q + lengths, axis=-1, keepdims=True) + size))
+    ordered = xp.all(ordered, axis=-1, keepdims=True)
+    # A column that is not finite has no finite length, and with finite lengths all of C is finite.
+    finite = xp.isfinite(xp.sum(lengths, axis=-1, keepdims=True))
+    q = rhs * short
+    good = xp.logical_and(xp.logical_and(ordered, finite), xp.isfinite(xp.sum(q, axis=-1, keepdims=True) + size))
     # The diagonal, of a column of zeros, too: its variable is then 0, or what bound is nearest. Matrices that are not
     # finite by themselves, so that one may stay one for all targets.
-    c = xp.where(xp.logical_or(eye > 0, xp.logical_not(xp.isfinite(sums))), eye, c)
-    q, size = xp.where(good, q, zero), xp.where(good, size, zero)
+    c = gram * short[..., None] * short[..., None, :]
+    c = xp.where(xp.logical_or(eye > 0, xp.logical_not(finite)[..., None]), eye, c)
     lower, upper = xp.where(good, lower * lengths, zero), xp.where(good, upper * lengths, one)
-    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
-    start = xp.where(lower == upper, low, free)
-    if m < n:  # All columns together are singular: begin with none.
+    # Where each variable would be alone. Few columns only: all columns together are singular, so begin with none.
+    start = xp.where(q > upper, high, xp.where(q < lower, low, free))
+    start = xp.where(lower == upper, low, start)
+    if m < n:
         start = xp.where(xp.isfinite(lower), low, xp.where(xp.isfinite(upper), high, free))
-    lower, upper, q, start = (xp.broadcast_to(v, whole) for v in (lower, upper, q, start))
-    return Problem(c, q, lower, upper, size, good, lengths, start)
+    whole = xp.broadcast_shapes(q.shape, lower.shape)
+    q = xp.broadcast_to(xp.where(good, q, zero), whole)
+    return Problem(c, q, lower, upper, xp.where(good, size, zero), good, lengths, start)
 
 
-def solve(xp, solver: Callable[[Any, Any], Any], p: Problem, state):
-    """Solve for x in a state; also half the gradient there, and what rounding may have made of either."""
+def solve(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state):
+    """Solve for x in a state; also half the gradient there, and what rounding may have made of either.
+
+    ``solver(c, free, rhs)`` solves with the free rows and columns of ``c``; what it returns for others is not used.
+    """
     free = state == 0
-    x = xp.where(state < 0, p.lower, xp.where(state > 0, p.upper, 0.0))
-    rhs = xp.where(free, p.q - times(p.c, x), 0.0)
-    x = xp.where(free, solver(free_part(xp, p.c, free), rhs), x)
+    held = xp.where(free, 0.0, xp.where(state < 0, p.lower, p.upper))
+    x = xp.where(free, solver(p.c, free, xp.where(free, p.q - times(p.c, held), 0.0)), held)
     return x, times(p.c, x) - p.q, 16 * EPS * (p.size + xp.sum(xp.abs(x), axis=-1, keepdims=True))
 
 
@@ -90,24 +98,23 @@ def times(c, x):
 
 
 def wrong(xp, p: Problem, state, x, gradient, noise):
-    """Which variables are below, above, or held against their gradient."""
-    free, movable = state == 0, p.lower < p.upper
-    below = xp.logical_and(free, x < p.lower - noise)
-    above = xp.logical_and(free, x > p.upper + noise)
-    inward = xp.logical_or(xp.logical_and(state < 0, gradient < -noise), xp.logical_and(state > 0, gradient > noise))
-    return below, above, xp.logical_and(movable, inward)
+    """Where variables should be moved to, if not where they are: -1, 0 or 1; and which variables these are."""
+    free = state == 0
+    below, above = xp.logical_and(free, x < p.lower - noise), xp.logical_and(free, x > p.upper + noise)
+    # The gradient pushes a held variable off its bound, unless the other bound is the same.
+    inward = xp.logical_and(state * gradient > noise, p.lower < p.upper)
+    goal = above.astype(xp.int32) - below.astype(xp.int32)
+    return goal, xp.logical_or(goal != 0, inward)
 
 
-def exchange(xp, state, found, least, patience):
+def exchange(xp, state, goal, moves, least, patience):
     """The next state, the least number of wrong variables so far, and the rounds left in which it may not fall."""
-    below, above, inward = found
-    any_of = xp.logical_or(xp.logical_or(below, above), inward)
-    count = xp.sum(any_of.astype(xp.int32), axis=-1, keepdims=True)
+    count = xp.sum(moves, axis=-1, keepdims=True)
     patience = xp.where(count < least, PATIENCE, patience - 1)
     index = xp.arange(state.shape[-1], dtype=xp.int32)
-    last = xp.max(xp.where(any_of, index, -1), axis=-1, keepdims=True)
-    change = xp.logical_and(any_of, xp.logical_or(patience >= 0, index == last))
-    return xp.where(change, xp.where(below, -1, xp.where(above, 1, 0)), state), xp.minimum(count, least), patience
+    last = xp.max(xp.where(moves, index, -1), axis=-1, keepdims=True)
+    change = xp.logical_and(moves, xp.logical_or(patience >= 0, index == last))
+    return xp.where(change, goal, state), xp.minimum(count, least), patience
 
 
 def snapped(xp, p: Problem, state, x, noise):
@@ -118,15 +125,16 @@ def snapped(xp, p: Problem, state, x, noise):
     return xp.where(low, -1, xp.where(high, 1, state))
 
 
-def refined(xp, solver: Callable[[Any, Any], Any], p: Problem, x, state, slope):
-    """The minimizer ``x`` moved by Newton's step for the free variables, NaN by ``solver`` where there is none.
+def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, x, state, slope):
+    """The minimizer ``x`` moved by Newton's step for the free variables, where that is a small one.
 
-    Iterative refinement, by half the negative gradient ``slope`` at ``x``: forming the Gram matrix has lost digits.
+    Iterative refinement, by half the negative gradient ``slope`` at ``x``: forming the Gram matrix has lost digits. No
+    step is made where they are all lost (``solver`` returns any numbers for a singular matrix).
     """
-    free, lengths = xp.swapaxes(state == 0, -1, -2), p.lengths
-    slope = xp.where(free, xp.swapaxes(slope, -1, -2) / lengths, 0.0)
-    step = xp.swapaxes(solver(free_part(xp, p.c, free), slope) / lengths, -1, -2)
-    return x + xp.where(xp.isfinite(step), step, 0.0)
+    x, free, slope = (xp.swapaxes(v, -1, -2) for v in (x, state == 0, slope))
+    step = xp.where(free, solver(p.c, free, xp.where(free, slope / p.lengths, 0.0)), 0.0) / p.lengths
+    size, length = (xp.sum(xp.square(v * p.lengths), axis=-1, keepdims=True) for v in (x, step))
+    return xp.swapaxes(xp.where(length <= SMALL_STEP**2 * size, x + step, x), -1, -2)
 
 
 def within(xp, x, state, lower, upper):

@@ -15,7 +15,19 @@ import mlx.core as mx
 from .._mlx.blocks import cross, crosses, residual
 from .._mlx.eager import visible
 from .._mlx.place import on_cpu
-from .bounded_rounds import PATIENCE, Problem, exchange, refined, scaled, snapped, solve, times, within, wrong
+from .bounded_rounds import (
+    PATIENCE,
+    Problem,
+    exchange,
+    free_part,
+    refined,
+    scaled,
+    snapped,
+    solve,
+    times,
+    within,
+    wrong,
+)
 from .full_rank import cholesky_factor, nan_unless
 from .lapack import cholesky, tri_inv
 from .ridge_values import RidgeInverse
@@ -28,7 +40,7 @@ _ROUNDS_IN_GRAPH = 24
 def bounded_solution(
     a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, lower: mx.array, upper: mx.array
 ) -> tuple[mx.array, mx.array, mx.array | None]:
-    """The minimizer ``(..., n, k)`` in float64, and where each variable is: -1, 0 or 1, of the same shape.
+    """The minimizer ``(..., n, k)`` in float64, and where each variable is: -1.0, 0.0 or 1.0, of the same shape.
 
     Third, where ``(..., 1, k)`` the free variables are the shortest of several solutions (1.0 or 0.0), None if nowhere.
 
@@ -56,8 +68,8 @@ def bounded_solution(
         x, state = _in_graph(p)
         x, state = (x / p.lengths).mT, state.mT
         if a.dtype == mx.float64:
-            x = refined(mx, _if_regular, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
-        return within(mx, x, state, lower, upper), state, None
+            x = refined(mx, _definite, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
+        return within(mx, x, state, lower, upper), state.astype(mx.float64), None
 
 
 def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) -> RidgeInverse:
@@ -97,19 +109,20 @@ def _in_graph(p: Problem) -> tuple[mx.array, mx.array]:
     least = mx.full((*shape[:-1], 1), shape[-1] + 1, mx.int32)
     patience = mx.full((*shape[:-1], 1), PATIENCE, mx.int32)
     for _ in range(_ROUNDS_IN_GRAPH):
-        found = wrong(mx, p, state, *solve(mx, _definite, p, state))
-        state, least, patience = exchange(mx, state, found, least, patience)
+        goal, moves = wrong(mx, p, state, *solve(mx, _definite, p, state))
+        state, least, patience = exchange(mx, state, goal, moves, least, patience)
     x, gradient, noise = solve(mx, _definite, p, state)
+    _, moves = wrong(mx, p, state, x, gradient, noise)
     unbalanced = mx.logical_and(state == 0, mx.logical_not(mx.abs(gradient) <= 64 * noise))
-    found = [*wrong(mx, p, state, x, gradient, noise), unbalanced]
-    solved = mx.logical_not(mx.any(mx.stack(found), axis=(0, -1)))[..., None]
+    unsolved = mx.any(mx.logical_or(moves, unbalanced), axis=-1, keepdims=True)
     state = snapped(mx, p, state, x, noise)
-    return mx.where(mx.logical_and(solved, p.good), x, mx.array(float("nan"), mx.float64)), state
+    return mx.where(mx.logical_and(mx.logical_not(unsolved), p.good), x, mx.array(float("nan"), mx.float64)), state
 
 
-def _definite(c, rhs):
-    """``c^-1 rhs``. A singular ``c`` gives any numbers: the gradient shows it."""
+def _definite(c, free, rhs):
+    """The solution with the free rows and columns. A singular ``c`` gives any numbers: the gradient shows it."""
     eye = mx.eye(c.shape[-1], dtype=mx.float64)
+    c = free_part(mx, c, free)
     lower = mx.tril(cholesky(c + 1e-13 * eye))
     pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
     v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT  # MLX raises for an inverse with a pivot of 0
@@ -117,10 +130,3 @@ def _definite(c, rhs):
     for _ in range(2):  # of iterative refinement, for what was added to the diagonal
         x = x + times(v, times(v.mT, rhs - times(c, x)))
     return x
-
-
-def _if_regular(c, rhs):
-    """``c^-1 rhs`` of a definite ``c``, NaN for a singular one."""
-    found = cholesky_factor(c, mx.float64)
-    f = nan_unless(found.sound, found.right)
-    return times(f.v, times(f.v.mT, rhs)) * mx.squeeze(f.r * f.r, -1)

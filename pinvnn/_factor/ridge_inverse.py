@@ -35,7 +35,9 @@ _FEW_TARGETS = 4
 def penalty_matrix(l2: Any, vector: bool = False) -> mx.array:
     """The checked penalty in float64 as ``(..., 1 or n, 1 or k)``; ``vector`` says that b is one."""
     with on_cpu():
-        l2 = l2.astype(mx.float64) if isinstance(l2, mx.array) else mx.array(l2, mx.float64)
+        if not isinstance(l2, mx.array):
+            return mx.array([[l2]], mx.float64)
+        l2 = l2.astype(mx.float64)
         if vector and l2.ndim:
             l2 = l2[..., None]
         return l2.reshape(*(1,) * (2 - l2.ndim), *l2.shape)

@@ -48,7 +48,7 @@ def attach_bounded(
     """
     with on_cpu():
         x = mx.stop_gradient(x)
-        value, state = astype(x, a.dtype), state.astype(mx.float64)
+        value = astype(x, a.dtype)
         if shortest is not None:
             return _from_either(a, b, w, l2, lower, upper, state, x, shortest, value)
         if plain:
