@@ -72,6 +72,36 @@ def test_float32_is_as_good_as_scipy_s_solution_rounded(m, n, decades, size):
     assert np.linalg.norm(b - a @ x) <= limit + 1e-7 * np.linalg.norm(b)
 
 
+def _nearly_dependent(cond, noise, seed, m=40, n=8):
+    rng = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(rng.standard_normal((rows, n)))[0] for rows in (m, n))
+    a = u * np.geomspace(1, 1 / cond, n) @ v.T
+    return a, a @ np.maximum(rng.standard_normal(n), 0) + noise * rng.standard_normal(m)
+
+
+def _above_scipy(compiled, cond, noise):
+    """How far residuals of 30 problems are above SciPy's, relative to b; NaN where there is no solution."""
+    cases = [_nearly_dependent(cond, noise, seed) for seed in range(30)]
+    a, b = (array(np.stack(v), F64) for v in ([a for a, _ in cases], [b[:, None] for _, b in cases]))
+    x = numpy((mx.compile(nnls) if compiled else nnls)(a, b))[..., 0]
+    rest = [np.linalg.norm(b - a @ ours) - scipy.optimize.nnls(a, b)[1] for (a, b), ours in zip(cases, x, strict=True)]
+    return np.array(rest) / [np.linalg.norm(b) for _, b in cases]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("cond", [1e2, 1e4, 1e6, 3e6, 1e7])
+def test_columns_that_are_nearly_dependent(cond, noise):
+    """Above 1e6 the Gram matrix no longer says which variables are free."""
+    assert (_above_scipy(False, cond, noise) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("cond", [1e6, 1e8, 1e10])
+def test_a_graph_gives_nan_where_the_gram_matrix_has_lost_the_digits(cond):
+    above = _above_scipy(True, cond, 1.0)
+    found = np.isfinite(above)
+    assert found.any() and (above[found] <= 1e-9).all()
+
+
 def test_a_wide_problem_within_loose_bounds_is_lstsq_and_so_is_its_gradient():
     a, b = problem("wide", decades=0)
     w = float64([1.0, 0.5, 2.0, 0.3])

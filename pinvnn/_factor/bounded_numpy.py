@@ -6,10 +6,11 @@ import mlx.core as mx
 import numpy as np
 
 from .active_set import bounded_free_set
-from .bounded_rounds import PATIENCE, Problem, exchange, refined, scaled, snapped, solve, within, wrong
+from .bounded_rounds import PATIENCE, Problem, believed, exchange, refined, scaled, snapped, solve, within, wrong
 
 # Problems whose matrices are held together, by numbers.
 _NUMBERS_AT_ONCE = 2**21
+_REFINEMENTS = 4
 
 
 def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -18,15 +19,28 @@ def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx
     a, b, w, l2, lower, upper = arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2, lower, upper)]
     with np.errstate(all="ignore"):  # NaN and Inf are arguments like others.
         gram, rhs = _numpy_crosses(a, b, w)
-        p = scaled(np, gram, rhs, b, w, l2, lower, upper)
+        p = _spread(scaled(np, gram, rhs, b, w, l2, lower, upper))
         several = _has_several_solutions(p, a, l2)
-        x, state = _pivot_all(p, several, *arrays[:4])
-        x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
+        x, state, solved = _pivot_all(p, np.logical_and(p.good[..., 0], ~several))
         if exact:
-            x = refined(np, _by_lu, p, x, state, _numpy_slope(a, b, w, x) - l2 * x)
+            x, holds = _refined(p, state, x, *arrays[:4])
+        else:
+            holds = believed(np, p, x, False)
+        solved = np.logical_and(solved, holds[..., 0])
+        for i in zip(*np.nonzero(np.logical_and(p.good[..., 0], ~solved)), strict=True):
+            x[i], state[i] = _one_by_active_set(p, i, *arrays[:4], in_units=bool(several[i]))
+        x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
         x = within(np, x, state, lower, upper)
     shortest = mx.array(several[..., None, :].astype(float), mx.float64) if several.any() else None
     return mx.array(x, mx.float64), mx.array(state.astype(float), mx.float64), shortest
+
+
+def _spread(p: Problem) -> Problem:
+    """All fields of the shape of the solution, as views."""
+    batch, n = p.q.shape[:-1], p.q.shape[-1]
+    full = {"c": (*batch, n, n), "size": (*batch, 1), "good": (*batch, 1)}
+    shapes = (full.get(f, p.q.shape) for f in p._fields)
+    return Problem(*(v if v.shape == s else np.broadcast_to(v, s) for v, s in zip(p, shapes, strict=True)))
 
 
 def _has_several_solutions(p: Problem, a, l2):
@@ -41,39 +55,35 @@ def _has_several_solutions(p: Problem, a, l2):
     return np.broadcast_to(np.logical_and(np.logical_and(inside, free), p.good[..., 0]), p.q.shape[:-1])
 
 
-def _pivot_all(p: Problem, several, a, b, w, l2):
-    """Solve all problems for x and states, as many at once as memory allows; NaN where there is no solution.
+def _pivot_all(p: Problem, which):
+    """Solve the problems ``which`` (..., k): x, state, and which of them are solved; as many at once as memory allows.
 
-    Those that have ``several`` solutions (..., k) one by one, from the shortest of all within the bounds.
+    NaN for the others.
     """
     batch, n = p.q.shape[:-1], p.q.shape[-1]
-    full = {"c": (*batch, n, n), "size": (*batch, 1), "good": (*batch, 1)}
-    # Views: nothing is copied before problems are picked out.
-    p = Problem(*(_spread(v, full.get(f, (*batch, n))) for f, v in p._asdict().items()))
     total, at_once = math.prod(batch), max(1, _NUMBERS_AT_ONCE // (n * n))
-    x, state = np.full((total, n), np.nan), np.array(p.start).reshape(total, n)
-    unsolved = []
-    for i in range(0, total, at_once):
-        which = np.arange(i, min(i + at_once, total))
-        if len(which) == total:
+    x, state, solved = np.full((total, n), np.nan), np.array(p.start).reshape(total, n), np.zeros(total, bool)
+    some = np.flatnonzero(which)
+    for i in range(0, len(some), at_once):
+        now = some[i : i + at_once]
+        if len(now) == total:
             rows = Problem(*(v.reshape(total, *v.shape[len(batch) :]) for v in p))
         else:
-            where = np.unravel_index(which, batch)
+            where = np.unravel_index(now, batch)
             rows = Problem(*(v[where] for v in p))
-        good = np.logical_and(rows.good[:, 0], np.logical_not(several.reshape(-1)[which]))
-        if not good.all():
-            which, rows = which[good], Problem(*(v[good] for v in rows))
-        x[which], state[which], solved = _pivot(rows)
-        unsolved += list(which[~solved])
-    for i in unsolved:
-        x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2)
-    for i in np.flatnonzero(several):
-        x[i], state[i] = _one_by_active_set(p, np.unravel_index(i, batch), a, b, w, l2, in_units=True)
-    return x.reshape(p.q.shape), state.reshape(p.q.shape)
+        x[now], state[now], solved[now] = _pivot(rows)
+    return x.reshape(p.q.shape), state.reshape(p.q.shape), solved.reshape(batch)
 
 
-def _spread(v, shape):
-    return v if v.shape == shape else np.broadcast_to(v, shape)
+def _refined(p: Problem, state, x, a, b, w, l2):
+    """Refine until the steps are of rounding only; also whether the solutions then are some."""
+    for _ in range(_REFINEMENTS):
+        at = (x / p.lengths).swapaxes(-1, -2)
+        slope = _numpy_slope(a, b, w, at) - l2 * at
+        x, holds, done = refined(np, _by_lu, p, state, x, slope.swapaxes(-1, -2) / p.lengths)
+        if done.all():
+            break
+    return x, np.logical_and(holds, done)
 
 
 def _pivot(p: Problem):
@@ -84,7 +94,7 @@ def _pivot(p: Problem):
     least, patience = np.full((total, 1), n + 1), np.full((total, 1), PATIENCE)
     for _ in range(3 * n + 20):
         found = solve(np, _by_lu, now, here)
-        goal, moves = wrong(np, now, here, *found)
+        goal, moves = wrong(np, now, here, *found, found[-1])
         on = moves.any(axis=-1)
         if not on.all():
             gone, which = rest[~on], ~on

@@ -14,9 +14,13 @@ from .._mlx import dtypes
 EPS = dtypes.eps(mx.float64)
 # Rounds without progress before variables are exchanged one by one.
 PATIENCE = 3
-# A step of refinement is made up to this part of the solution. It is longer where eps cond^2 is, from a condition of
-# about 7e6 on: then the Gram matrix may have lost all digits.
-SMALL_STEP = 1e-2
+# A solution this many times as large as the right-hand side is not believed: its columns nearly cancel, and what the
+# rounding of the Gram matrix adds to the residual grows with the square of this.
+_LARGEST_FLOAT32, _LARGEST_FLOAT64 = 2.0**16, 2.0**12
+# What may be left to gain in the residual of a float64 solution, relative to the right-hand side.
+_LEFT = 1e-9
+# The longest step of refinement, relative to the solution: a longer one is of a matrix that has lost all digits.
+_LONGEST = 0.1
 
 
 class Problem(NamedTuple):
@@ -97,12 +101,12 @@ def times(c, x):
     return (c @ x[..., None])[..., 0]
 
 
-def wrong(xp, p: Problem, state, x, gradient, noise):
+def wrong(xp, p: Problem, state, x, gradient, noise, of_gradient):
     """Where variables should be moved to, if not where they are: -1, 0 or 1; and which variables these are."""
     free = state == 0
     below, above = xp.logical_and(free, x < p.lower - noise), xp.logical_and(free, x > p.upper + noise)
     # The gradient pushes a held variable off its bound, unless the other bound is the same.
-    inward = xp.logical_and(state * gradient > noise, p.lower < p.upper)
+    inward = xp.logical_and(state * gradient > of_gradient, p.lower < p.upper)
     goal = above.astype(xp.int32) - below.astype(xp.int32)
     return goal, xp.logical_or(goal != 0, inward)
 
@@ -125,16 +129,31 @@ def snapped(xp, p: Problem, state, x, noise):
     return xp.where(low, -1, xp.where(high, 1, state))
 
 
-def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, x, state, slope):
-    """The minimizer ``x`` moved by Newton's step for the free variables, where that is a small one.
+def believed(xp, p: Problem, x, exact: bool):
+    """Whether a solution can be taken from the Gram matrix, ``(..., k, 1)``; ``exact`` if it is to be float64."""
+    largest = _LARGEST_FLOAT64 if exact else _LARGEST_FLOAT32
+    return xp.sum(xp.abs(x), axis=-1, keepdims=True) <= largest * p.size
 
-    Iterative refinement, by half the negative gradient ``slope`` at ``x``: forming the Gram matrix has lost digits. No
-    step is made where they are all lost (``solver`` returns any numbers for a singular matrix).
+
+def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state, x, rest):
+    """A step of iterative refinement of a float64 solution.
+
+    Forming the Gram matrix has lost digits of the solution, and with them it was decided which variables are free. So
+    Newton's step is taken with ``rest``, half the negative gradient from the rows, and the conditions are looked at
+    again.
+
+    Returns:
+        ``x``; whether all conditions hold there, ``(..., k, 1)``; whether the step was of rounding only, likewise.
     """
-    x, free, slope = (xp.swapaxes(v, -1, -2) for v in (x, state == 0, slope))
-    step = xp.where(free, solver(p.c, free, xp.where(free, slope / p.lengths, 0.0)), 0.0) / p.lengths
-    size, length = (xp.sum(xp.square(v * p.lengths), axis=-1, keepdims=True) for v in (x, step))
-    return xp.swapaxes(xp.where(length <= SMALL_STEP**2 * size, x + step, x), -1, -2)
+    free = state == 0
+    step = xp.where(free, solver(p.c, free, xp.where(free, rest, 0.0)), 0.0)
+    gain = xp.sqrt(xp.abs(xp.sum(rest * step, axis=-1, keepdims=True)))
+    length, size = (xp.sum(xp.abs(v), axis=-1, keepdims=True) for v in (step, x))
+    step = xp.where(length <= _LONGEST * size, step, 0.0)
+    x, noise = x + step, 64 * EPS * (p.size + size)
+    _, moves = wrong(xp, p, state, x, times(p.c, step) - rest, noise + _LEFT * p.size, noise)
+    holds = xp.logical_and(gain <= _LEFT * p.size, xp.logical_not(xp.any(moves, axis=-1, keepdims=True)))
+    return x, xp.logical_and(holds, believed(xp, p, x, True)), length <= 1e-8 * size
 
 
 def within(xp, x, state, lower, upper):

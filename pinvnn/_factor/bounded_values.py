@@ -18,6 +18,7 @@ from .._mlx.place import on_cpu
 from .bounded_rounds import (
     PATIENCE,
     Problem,
+    believed,
     exchange,
     free_part,
     refined,
@@ -35,6 +36,7 @@ from .right_factor import RightFactor, nan_where_negative
 
 # Rounds in a graph, where their number is fixed. Random problems of 100 variables take 5 to 10.
 _ROUNDS_IN_GRAPH = 24
+_REFINEMENTS_IN_GRAPH = 2
 
 
 def bounded_solution(
@@ -65,11 +67,21 @@ def bounded_solution(
             return solution_by_numpy(a, b, w, l2, lower, upper)
         gram, rhs = crosses(a, [a, b], w)
         p = scaled(mx, gram, rhs, b, w, l2, lower, upper)
-        x, state = _in_graph(p)
-        x, state = (x / p.lengths).mT, state.mT
+        x, state, solved = _in_graph(p)
         if a.dtype == mx.float64:
-            x = refined(mx, _definite, p, x, state, cross(a, residual(a, b, x), w) - l2 * x)
-        return within(mx, x, state, lower, upper), state.astype(mx.float64), None
+            for _ in range(_REFINEMENTS_IN_GRAPH):
+                x, holds, _ = refined(mx, _definite, p, state, x, _slope(p, a, b, w, l2, x))
+        else:
+            holds = believed(mx, p, x, False)
+        solved = mx.logical_and(mx.logical_and(solved, holds), p.good)
+        x = mx.where(solved, x / p.lengths, mx.array(float("nan"), mx.float64)).mT
+        return within(mx, x, state.mT, lower, upper), state.mT.astype(mx.float64), None
+
+
+def _slope(p: Problem, a, b, w, l2, x):
+    """Half the negative gradient at ``x``, ``(..., k, n)``, from the rows."""
+    x = (x / p.lengths).mT
+    return (cross(a, residual(a, b, x), w) - l2 * x).mT / p.lengths
 
 
 def free_inverse(a: mx.array, w: mx.array | None, l2: mx.array, free: mx.array) -> RidgeInverse:
@@ -103,20 +115,21 @@ def _free_factor(gram, l2, free, entries) -> RightFactor:
     return f._replace(v=mx.stop_gradient(f.v * on[..., None]))
 
 
-def _in_graph(p: Problem) -> tuple[mx.array, mx.array]:
+def _in_graph(p: Problem) -> tuple[mx.array, mx.array, mx.array]:
+    """The solutions, their states, and which of them are some."""
     shape = p.q.shape
     state = mx.broadcast_to(p.start, shape)
     least = mx.full((*shape[:-1], 1), shape[-1] + 1, mx.int32)
     patience = mx.full((*shape[:-1], 1), PATIENCE, mx.int32)
     for _ in range(_ROUNDS_IN_GRAPH):
-        goal, moves = wrong(mx, p, state, *solve(mx, _definite, p, state))
+        x, gradient, noise = solve(mx, _definite, p, state)
+        goal, moves = wrong(mx, p, state, x, gradient, noise, noise)
         state, least, patience = exchange(mx, state, goal, moves, least, patience)
     x, gradient, noise = solve(mx, _definite, p, state)
-    _, moves = wrong(mx, p, state, x, gradient, noise)
+    _, moves = wrong(mx, p, state, x, gradient, noise, noise)
     unbalanced = mx.logical_and(state == 0, mx.logical_not(mx.abs(gradient) <= 64 * noise))
-    unsolved = mx.any(mx.logical_or(moves, unbalanced), axis=-1, keepdims=True)
-    state = snapped(mx, p, state, x, noise)
-    return mx.where(mx.logical_and(mx.logical_not(unsolved), p.good), x, mx.array(float("nan"), mx.float64)), state
+    solved = mx.logical_not(mx.any(mx.logical_or(moves, unbalanced), axis=-1, keepdims=True))
+    return x, snapped(mx, p, state, x, noise), solved
 
 
 def _definite(c, free, rhs):
