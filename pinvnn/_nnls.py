@@ -65,7 +65,7 @@ def lsq_linear(
     not solve (``a`` is rank deficient, say, or columns nearly cancel in the solution) is solved by an active-set method
     on the rows. Inside ``mx.compile`` and ``mx.vmap`` no value can be looked at: 24 rounds of pivoting are made, and a
     problem is NaN that then does not meet the conditions of Karush, Kuhn and Tucker, or whose solution, with columns of
-    length 1, is 4,000 times (float32: 65,000 times) as large as the right-hand side.
+    length 1, is 2,000 times (float32: 65,000 times) as large as the right-hand side.
 
     Args:
         a: ``(..., m, n)``: float32, float64, float16 or bfloat16 (integers become float32).

@@ -25,7 +25,7 @@ def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx
         if exact:
             x, holds = _refined(p, state, x, *arrays[:4])
         else:
-            holds = believed(np, p, x, False)
+            holds = believed(np, p, x)
         solved = np.logical_and(solved, holds[..., 0])
         for i in zip(*np.nonzero(np.logical_and(p.good[..., 0], ~solved)), strict=True):
             x[i], state[i] = _one_by_active_set(p, i, *arrays[:4], in_units=bool(several[i]))

@@ -15,8 +15,8 @@ EPS = dtypes.eps(mx.float64)
 # Rounds without progress before variables are exchanged one by one.
 PATIENCE = 3
 # A solution this many times as large as the right-hand side is not believed: its columns nearly cancel, and what the
-# rounding of the Gram matrix adds to the residual grows with the square of this.
-_LARGEST_FLOAT32, _LARGEST_FLOAT64 = 2.0**16, 2.0**12
+# rounding of the Gram matrix adds to the residual grows with it.
+_LARGEST = 2.0**11
 # What may be left to gain in the residual of a float64 solution, relative to the right-hand side.
 _LEFT = 1e-9
 # The longest step of refinement, relative to the solution: a longer one is of a matrix that has lost all digits.
@@ -129,9 +129,8 @@ def snapped(xp, p: Problem, state, x, noise):
     return xp.where(low, -1, xp.where(high, 1, state))
 
 
-def believed(xp, p: Problem, x, exact: bool):
-    """Whether a solution can be taken from the Gram matrix, ``(..., k, 1)``; ``exact`` if it is to be float64."""
-    largest = _LARGEST_FLOAT64 if exact else _LARGEST_FLOAT32
+def believed(xp, p: Problem, x, largest: float = _LARGEST):
+    """Whether a solution can be taken from the Gram matrix, ``(..., k, 1)``."""
     return xp.sum(xp.abs(x), axis=-1, keepdims=True) <= largest * p.size
 
 
@@ -153,7 +152,7 @@ def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state, x, re
     x, noise = x + step, 64 * EPS * (p.size + size)
     _, moves = wrong(xp, p, state, x, times(p.c, step) - rest, noise + _LEFT * p.size, noise)
     holds = xp.logical_and(gain <= _LEFT * p.size, xp.logical_not(xp.any(moves, axis=-1, keepdims=True)))
-    return x, xp.logical_and(holds, believed(xp, p, x, True)), length <= 1e-8 * size
+    return x, xp.logical_and(holds, believed(xp, p, x)), length <= 1e-8 * size
 
 
 def within(xp, x, state, lower, upper):

@@ -37,6 +37,8 @@ from .right_factor import RightFactor, nan_where_negative
 # Rounds in a graph, where their number is fixed. Random problems of 100 variables take 5 to 10.
 _ROUNDS_IN_GRAPH = 24
 _REFINEMENTS_IN_GRAPH = 2
+# Not all that is doubted elsewhere (there it is solved by the rows) can be NaN: at a condition of 1e4 it may be right.
+_LARGEST_FLOAT32 = 2.0**16
 
 
 def bounded_solution(
@@ -72,7 +74,7 @@ def bounded_solution(
             for _ in range(_REFINEMENTS_IN_GRAPH):
                 x, holds, _ = refined(mx, _definite, p, state, x, _slope(p, a, b, w, l2, x))
         else:
-            holds = believed(mx, p, x, False)
+            holds = believed(mx, p, x, _LARGEST_FLOAT32)
         solved = mx.logical_and(mx.logical_and(solved, holds), p.good)
         x = mx.where(solved, x / p.lengths, mx.array(float("nan"), mx.float64)).mT
         return within(mx, x, state.mT, lower, upper), state.mT.astype(mx.float64), None
