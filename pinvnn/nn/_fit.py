@@ -41,8 +41,9 @@ from .._rules import (
 from ._problem import ReadoutProblem
 from ._row_values import RowValues, digits_suffice, row_values, without_intercept
 
-# Rows that were centred in float32 have too few digits where they leave less than this.
-_TRUSTED_IN_FLOAT32 = 1e-3
+# Rows that leave less than this have too few digits in float32, in which they were centred and their derivatives are
+# computed; and without them, others might count for the rank.
+LITTLE = 1e-3
 
 
 class FactoredProblem:
@@ -126,8 +127,9 @@ class FactoredProblem:
         with on_cpu():
             if self.problem.method == "cholesky" and mx.any(mx.isnan(self.values.rest)).item():
                 return True  # A promise that does not hold stays NaN.
-        in_float32 = self.problem.means is not None and self.problem.a.dtype == mx.float32
-        return digits_suffice(self.values, self.problem.entry_dtype, _TRUSTED_IN_FLOAT32 if in_float32 else 0.0)
+        p = self.problem
+        little = p.a.dtype == mx.float32 or p.l2 is None
+        return digits_suffice(self.values, p.entry_dtype, LITTLE if little else 0.0)
 
     @cached_property
     def solution(self) -> mx.array:
@@ -162,6 +164,13 @@ class FactoredProblem:
             fine_y = (u @ (d * f.v.mT)) * scale.mT / mx.where(root > 0, root, 1)
             fine_x = scale * (f.v @ (d * (u.mT @ (root * p.b))))
             return with_value(y, mx.where(root > 0, fine_y, y), 2), with_value(x, fine_x, 2)
+
+    @property
+    def fine_solution(self) -> mx.array:
+        """:attr:`solution`, by left singular vectors where they are known of all features. Not inside graphs."""
+        l2 = self.problem.l2
+        by_vectors = self.by_vectors and (l2 is None or visible(l2) and mx.min(l2).item() > 0)
+        return self.rows_times_inverse_and_solution[1] if by_vectors else self.solution
 
     @property
     def residual(self) -> mx.array:
@@ -200,8 +209,8 @@ class FactoredProblem:
         """Singular values of the penalized and of the other features together, and their penalties ``(2n, 1)``."""
         f, free = self._left_factor, self._unpenalized
         with on_cpu():
-            # Their size does not matter, as long as they are not taken for zero.
-            s = mx.concatenate(same_batch(f.s, free.kept * mx.maximum(f.s[..., :1], 1)), axis=-1)
+            # Their size does not matter, only their ratios.
+            s = mx.concatenate(same_batch(f.s, free.s * mx.maximum(f.s[..., :1], 1)), axis=-1)
             ones = mx.ones((f.s.shape[-1], 1), mx.float64)
             return f._replace(s=s), mx.concatenate([ones, 0 * ones], axis=0)
 
@@ -241,10 +250,13 @@ class FactoredProblem:
 
 
 class Unpenalized(NamedTuple):
-    """Left singular vectors ``(..., m, n)`` of the features without a penalty, and which are kept, ``(..., n)``."""
+    """Left singular vectors ``(..., m, n)`` of the features without a penalty.
+
+    Their singular values ``(..., n)`` are divided by the largest one, and 0 where they do not count.
+    """
 
     left: mx.array
-    kept: mx.array
+    s: mx.array
 
 
 def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Unpenalized, mx.array]:
@@ -261,7 +273,7 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
         rows = mx.sqrt(w)[..., None] * p.a
         if visible(l2) and not mx.any(none).item():
             f, left = _with_left(rows * scale.mT)
-            return f, Unpenalized(mx.zeros_like(left), mx.zeros_like(f.kept)), left
+            return f, Unpenalized(mx.zeros_like(left), mx.zeros_like(f.s)), left
         # Their units do not matter: with columns of one length the vectors are the most accurate.
         norms = mx.sqrt(mx.sum(rows * rows, axis=-2, keepdims=True))
         alone = mx.where(mx.logical_and(none.mT, norms > 0), 1 / mx.where(norms > 0, norms, 1), 0)
@@ -274,7 +286,8 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
         f, left = _with_left(rows)
         noise = 4 * l2.shape[-2] * dtypes.eps(mx.float64) * size * f.r[..., 0]  # of what was subtracted
         f = f._replace(s=mx.stop_gradient(mx.where(f.s <= noise, 0, f.s)))
-        return f, Unpenalized(basis, free.kept), left
+        largest = free.s[..., :1]
+        return f, Unpenalized(basis, free.kept * free.s / mx.where(largest > 0, largest, 1)), left
 
 
 def _inverse_root_of(l2: mx.array) -> mx.array:
@@ -338,8 +351,9 @@ def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
         norms = astype(norms, mx.float64)
         loss = mx.sum(norms * norms * ((root * root) @ kept)[..., 0], axis=-1)
     loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
-    noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.ones((1,), mx.float64)
-    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, none)
+    noise = 8 * dtypes.eps(mx.float64) * loss
+    doubt = mx.where(rest > 0, noise[..., None] / mx.where(rest > 0, rest, 1), 0)
+    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, doubt, mx.zeros((1,), mx.float64))
 
 
 def _total(p: ReadoutProblem) -> mx.array:

@@ -1,7 +1,7 @@
 """What a fit predicts for a row that was left out of it, exactly and without a second fit."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import mlx.core as mx
 
@@ -11,7 +11,7 @@ from .._rules import free_degrees, gcv_score, inverse_of, kept_shrinkage, with_v
 from .._types import ReadoutMethod
 from ._balance import of_own_class, without_each, without_one_of_a_class
 from ._bounds import of_free_weights
-from ._fit import FactoredProblem, factored, in_float64_of
+from ._fit import LITTLE, FactoredProblem, factored, in_float64_of
 from ._problem import ReadoutProblem, centred
 from ._row_values import TRUSTED, RowValues, digits_suffice, row_values
 from ._solution import predict
@@ -24,13 +24,18 @@ from ._solution import predict
 # If this holds for all rows (m <= n), it is the bordered form C = [[A A^T, 1], [1^T, 0]]^-1, e_i = (C b)_i / C_ii.
 
 
-def errors(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+#: The problem centred in float64; and a batch of problems, each without one of the rows with the given indices.
+InFloat64: TypeAlias = Callable[[mx.array | None], ReadoutProblem]
+
+
+def errors(p: ReadoutProblem, part: mx.array | None, in_float64: InFloat64) -> mx.array:
     """``(..., m, k)``: target less the prediction of the fit without that row, in float64.
 
     Args:
         p: The problem.
         part: Which part of a row's weight is left out, ``(..., m)`` float64, of a problem with weights; None for all.
-        in_float64: Gives the problem centred in float64, which is needed where rows leave almost nothing.
+        in_float64: Gives the problem centred in float64, which is needed where rows leave almost nothing, and those
+            without a row, for rows that no formula has enough digits for.
     """
     if p.a.size == 0 or p.b.size == 0:
         with on_cpu():
@@ -40,8 +45,50 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], Re
     if q is not p and part is not None:
         with on_cpu():
             part = part[..., None, :]
-    e = _dual(q) if q.dual_is_smaller else _primal(q, part, lambda: freed(in_float64()))
+
+    def fine(without: mx.array | None = None) -> ReadoutProblem:
+        return freed(in_float64(without))
+
+    e, doubt = _dual(q) if q.dual_is_smaller else _primal(q, part, fine)
+    e = _with_refits(e, doubt, part, fine)
     return e if q is p else merged(e)
+
+
+# In float32 what is left of a row has a derivative with two digits above this.
+_DIFFERENTIABLE = 1e-5
+
+# Relative errors from which on a row is refitted, and, where values cannot be evaluated, is NaN.
+_REFITTED, _NO_RESULT = 1e-6, 1e-2
+
+
+def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: InFloat64) -> mx.array:
+    """Errors ``e`` (..., m, k) with those of refits where their relative error ``doubt`` (..., m) is too large.
+
+    Such rows are some orders of magnitude larger than the others, so that they are few. What the others say about the
+    direction of such a row is below the rounding error of singular vectors.
+    """
+    with on_cpu():
+        if part is not None:
+            doubt = mx.where(part == 1, doubt, 0)
+        if not visible(doubt):
+            return e * mx.where((doubt > _NO_RESULT)[..., None], mx.array(float("nan"), mx.float64), 1)
+        doubtful = doubt > _REFITTED
+        m = doubtful.shape[-1]
+        rows = [i for i, bad in enumerate(mx.any(doubtful.reshape(-1, m), axis=0).tolist()) if bad]
+        if not rows:
+            return e
+        found, step = mx.zeros_like(e), max(1, _NUMBERS_AT_ONCE // max(1, m * without(None).a.shape[-1]))
+    for i in range(0, len(rows), step):
+        chosen = mx.array(rows[i : i + step])
+        p = without(chosen)
+        f = FactoredProblem(p, careful=True)
+        with on_cpu():
+            assert p.w is not None
+            one = (chosen.reshape(-1, *(1,) * (p.w.ndim - 1)) == mx.arange(m))[..., None].astype(mx.float64)
+            own = mx.sum(one * (p.b - p.a @ f.fine_solution), axis=-2, keepdims=True)
+            found = found + mx.sum(one * own, axis=0)
+    with on_cpu():
+        return mx.where(doubtful[..., None], found, e)
 
 
 def predictions(p: ReadoutProblem, left_out: mx.array) -> mx.array:
@@ -82,7 +129,10 @@ def intercept(p: ReadoutProblem):
     return 0.0 if p.means is None else 1 / p.total_weight[..., None]
 
 
-def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]) -> mx.array:
+def _primal(
+    p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]
+) -> tuple[mx.array, mx.array]:
+    """The errors, and :attr:`RowValues.doubt`."""
     if p.l2 is None and p.method == "auto" and not visible(p.a):
         # Without values, a row that alone carries a direction is told from one that leaves little by vectors only.
         f = FactoredProblem(in_float64(), careful=True)
@@ -100,10 +150,17 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
         if part is not None:
             alone = mx.logical_and(alone, part == 1)
             rest = (1 - part) + part * rest
+        doubt = f.values.doubt
         determined = p.l2 is None or f.by_vectors
         if f.certified or not determined:  # no row is alone, or it cannot be told from one that leaves very little
-            rest = mx.where(alone, mx.array(float("nan"), mx.float64), rest)
-            return residual / rest[..., None]
+            nan = mx.array(float("nan"), mx.float64)
+            rest = mx.where(alone, nan, rest)
+            if p.a.dtype == mx.float32 and not f.by_vectors:
+                # The derivative of what is left is rounded to eps of the whole; where that is too much, it is NaN.
+                differentiable = mx.where(mx.stop_gradient(rest) > _DIFFERENTIABLE, rest, nan)
+                value = mx.stop_gradient(residual / rest[..., None])
+                return with_value(residual / differentiable[..., None], value, 2), doubt
+            return residual / rest[..., None], doubt
         y, x = f.rows_times_inverse_and_solution
         # The same limit holds for a penalty far below eps s^2, but not for none at all: orthogonal is in the metric L.
         across = y
@@ -116,14 +173,14 @@ def _primal(p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], R
         if p.l2 is not None:
             positive = mx.all(p.l2 > 0, axis=(-2, -1), keepdims=True)
             without = mx.where(positive, without, mx.array(float("nan"), mx.float64))
-        return mx.where(alone[..., None], without, residual / rest[..., None])
+        return mx.where(alone[..., None], without, residual / rest[..., None]), doubt
 
 
 # --- The m x m form, for m < n and rows of weight 1 -----------------------------------------------
 # C = (A A^T + l2 I)^-1:  r = l2 C b,  1 - h_i = l2 C_ii;  without a penalty C = (A A^T)^+.
 
 
-def _dual(p: ReadoutProblem) -> mx.array:
+def _dual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
     f, c, values = _dual_parts(p)
     with on_cpu():
         share = intercept(p)
@@ -135,9 +192,9 @@ def _dual(p: ReadoutProblem) -> mx.array:
             rest = with_value(1 - _diagonal(kernel @ c) - share, values.rest, 1)
             residual = with_value(p.b - kernel @ alpha, values.residual, 2)
             rest = mx.where(alone, 1, rest)[..., None]
-            return mx.where(alone[..., None], alpha / norms[..., None], residual / rest)
+            return mx.where(alone[..., None], alpha / norms[..., None], residual / rest), values.doubt
         rest = with_value(p.l2[..., 0] * _diagonal(c) - share, values.rest, 1)
-        return with_value(p.l2 * alpha, values.residual, 2) / rest[..., None]
+        return with_value(p.l2 * alpha, values.residual, 2) / rest[..., None], values.doubt
 
 
 def _dual_parts(p: ReadoutProblem, spectrum: bool = False) -> tuple[RightFactor, mx.array, RowValues]:
@@ -164,7 +221,7 @@ def _dual_values(p: ReadoutProblem, flat: mx.array, spectrum: bool) -> tuple[Rig
     if p.entry_dtype != mx.float64 and visible(flat):
         f = None if p.l2 is None or spectrum else dual_by_cholesky(flat, p.l2, p.entry_dtype)
         f, values = by_vectors("gram") if f is None else (f, _cholesky_values(p, f))
-        if digits_suffice(values, p.entry_dtype):
+        if digits_suffice(values, p.entry_dtype, LITTLE if p.l2 is None else 0.0):
             return f, values
     return by_vectors("svd")
 
@@ -177,7 +234,7 @@ def _cholesky_values(p: ReadoutProblem, f: RightFactor) -> RowValues:
     # |A A^T + l2| |C|, and C is at most 1 / l2.
     noise = 8 * dtypes.eps(mx.float64) * (1 + mx.sum(p.a * p.a, axis=(-2, -1)) / p.l2[..., 0, 0])
     none = mx.zeros((1, 1), mx.float64)
-    values = none, p.l2 * (c @ p.b), none, part - intercept(p), noise, none
+    values = none, p.l2 * (c @ p.b), none, part - intercept(p), noise, mx.zeros((1,), mx.float64), none
     return RowValues(*(mx.stop_gradient(value) for value in values))
 
 
@@ -219,10 +276,10 @@ def left_out_of_balanced(
     m, n = x.shape[-2:]
     batch = mx.broadcast_shapes(x.shape[:-2], hot.shape[:-2], () if weights is None else weights.shape[:-1])
 
-    def problem(w: mx.array, double: bool = False) -> ReadoutProblem:
+    def problem(w: mx.array, double: bool = False, without: mx.array | None = None) -> ReadoutProblem:
         with large(x.dtype):
             rows = mx.broadcast_to(x[..., None, :, :], (*batch, w.shape[-2], m, n))
-            return centred(rows, y[..., None, :, :], astype(w, x.dtype), l2, bias, double, method)
+            return centred(rows, y[..., None, :, :], astype(w, x.dtype), l2, bias, double, method, without)
 
     dual_is_smaller = m < n and l2 is not None and l2.shape[-2] == 1
     if weights is None and not dual_is_smaller:
@@ -230,7 +287,8 @@ def left_out_of_balanced(
         p = problem(w, double=m <= 2 * n)
         with on_cpu():
             part = astype(hot, mx.float64).mT
-        return astype(of_own_class(predictions(p, errors(p, part, lambda: problem(w, True))), hot), x.dtype)
+        e = errors(p, part, lambda without: problem(w, True, without))
+        return astype(of_own_class(predictions(p, e), hot), x.dtype)
     w, found = without_each(hot, weights, unit), []
     step = max(1, _NUMBERS_AT_ONCE // max(1, m * n))
     for rows in (slice(i, i + step) for i in range(0, m, step)):

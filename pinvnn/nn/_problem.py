@@ -87,8 +87,13 @@ def centred(
     bias: bool,
     double: bool = False,
     method: ReadoutMethod = "auto",
+    without: mx.array | None = None,
 ) -> ReadoutProblem:
-    """The :class:`ReadoutProblem` of arrays that have been checked, converted to float64 if ``double``."""
+    """The :class:`ReadoutProblem` of arrays that have been checked, converted to float64 if ``double``.
+
+    With indices ``without`` (t,) it is a batch of t problems, ``(t, ..., m, n)``, each without one of the rows: its
+    weight is 0, and the row itself remains.
+    """
     out, entries = dtypes.result(x, y), dtypes.working(x, y)
     work = mx.float64 if double else entries
     with large(work):
@@ -96,6 +101,10 @@ def centred(
         w = None if weights is None else astype(weights, work)
         if w is not None:
             (x, y), w = without_unweighted([x, y], w)
+        if without is not None:
+            batch = max(x.ndim - 2, y.ndim - 2, 0 if w is None else w.ndim - 1)
+            others = (without.reshape(-1, *(1,) * (batch + 1)) != mx.arange(x.shape[-2])).astype(work)
+            w = others if w is None else others * w
         means = None
         if bias:
             (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)

@@ -187,8 +187,8 @@ class LeastSquaresReadout(Readout):
             parts = parts_of(known)
             rows = [masked(part, *whole) for part in parts]
 
-        def problem(i: int, double: bool) -> ReadoutProblem:
-            p = centred(*rows[i], "bias" in self, double, self._method)
+        def problem(i: int, double: bool, without: mx.array | None = None) -> ReadoutProblem:
+            p = centred(*rows[i], "bias" in self, double, self._method, without)
             return p if self._bounds is None else p._replace(bounds=columns_of_bounds(self._bounds, parts[i]))
 
         return Problems(parts, [problem(i, double) for i in range(len(parts))], problem, vector)
@@ -369,6 +369,12 @@ class LeastSquaresReadout(Readout):
 
         Differentiable at every order in ``x``, ``y``, ``weights`` and ``l2``. The intercept is theirs, too.
 
+        A row that is much larger than all others leaves almost nothing of its weight. Where rounding would take the
+        digits of its error, it is refitted without the row. That needs values: inside ``mx.compile`` and ``mx.vmap``
+        such a row is NaN, from about 1e7 times the size of the others on. There, float32 rows that are more than twice
+        as many as the features and have a penalty are NaN from about 1e3 times on, and their gradient is from 300 times
+        on: pass float64, or call it outside of the transformation.
+
         Args:
             x: ``(..., m, n)``.
             y: ``(..., m, k)`` or ``(m,)``.
@@ -404,7 +410,7 @@ class LeastSquaresReadout(Readout):
         """Mean squared error of :meth:`loo_predictions`, ``(...)``: ``sum(w * e**2) / (k * sum(w))``.
 
         With a mask it is the mean over the known targets, ``sum(w * mask * e**2) / sum(w * mask)``. float32 for half
-        input, whose squares overflow.
+        input, whose squares overflow. For rows that are much larger than all others see :meth:`loo_predictions`.
         """
         problems, errors_of = self._errors("loo_loss", x, y, weights, removed, mask)
         squares, weight = [], []
@@ -434,7 +440,8 @@ class LeastSquaresReadout(Readout):
             with on_cpu():
                 part = part[..., None, :]
         return problems, [
-            errors(p, part, lambda i=i: problems.centre(i, True)) for i, p in enumerate(problems.centred)
+            errors(p, part, lambda without, i=i: problems.centre(i, True, without))
+            for i, p in enumerate(problems.centred)
         ]
 
     def _part(self, method: str, weights: ArrayLike | None, removed: str) -> mx.array | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._factor import RightFactor
+from .._factor import RightFactor, default_rtol
 from .._mlx import dtypes, on_cpu, same_batch
 from ._problem import ReadoutProblem
 
@@ -36,6 +36,8 @@ class RowValues(NamedTuple):
         leverage: Without the intercept's part, ``(..., m, 1)``.
         rest: 1 - w_i (h_i + 1 / sum(w)), ``(..., m)``.
         noise: Rounding error to expect in ``rest``, ``(...)``.
+        doubt: Relative error to expect in leave-one-out of rows that leave little, ``(..., m)``, 0 for the others. Inf
+            where other singular values would count for the rank without the row.
         kept: Mask of the singular values that count, ``(..., n)``; unused without singular vectors.
     """
 
@@ -44,6 +46,7 @@ class RowValues(NamedTuple):
     leverage: mx.array
     rest: mx.array
     noise: mx.array
+    doubt: mx.array
     kept: mx.array
 
     @property
@@ -130,10 +133,13 @@ def row_values(
         plain: What was computed from A W: its residuals are taken for rows that leave most of their weight. Or None.
         by_gram: Whether the vectors are those of a Gram matrix, which are turned by eps cond(A)^2.
     """
-    m = p.a.shape[-2]
+    m, n = p.a.shape[-2:]
+    eps = dtypes.eps(mx.float64)
     u, s, kept = left, f.s, f.kept
+    rtol = default_rtol(m, n, p.entry_dtype)
     if l2 is not None:  # K + L is definite: what counts is whether s is distinct from 0.
-        kept = (s > f.s.shape[-1] * dtypes.eps(mx.float64) * s[..., :1]).astype(mx.float64)
+        rtol = s.shape[-1] * eps
+        kept = (s > rtol * s[..., :1]).astype(mx.float64)
     kept = mx.where(mx.isnan(s), s, kept)
     w = mx.ones((m,), mx.float64) if p.w is None else p.w.astype(mx.float64)
     weight = mx.sum(w, axis=-1, keepdims=True)
@@ -143,27 +149,72 @@ def row_values(
     total = s * s + penalty
     c = kept * penalty / mx.where(total == 0, mx.ones_like(total), total)
     squares = u * u
-    smallest = mx.min(mx.where(kept > 0, s, s[..., :1]), axis=-1)
-    cond = mx.sqrt((s[..., 0] ** 2 + penalty[..., 0]) / (smallest**2 + penalty[..., 0]))
-    eps = dtypes.eps(mx.float64)
+    largest, smallest = mx.max(total, axis=-1), mx.min(mx.where(kept > 0, total, total[..., :1]), axis=-1)
+    cond = mx.sqrt(largest / mx.where(smallest > 0, smallest, largest))
+    noise = eps * (16 + cond)
     q = root * p.b
-    beta = u.mT @ q
     of_intercept = None if p.means is None else root[..., 0] / mx.sqrt(weight)
-    outside, beyond = _outside(u, of_intercept, q, q - u @ beta, eps * (16 + cond))
+    # Without what the fit explains, a target of a large row is no large one.
+    unexplained = q if plain is None else mx.where(mx.isnan(plain.residual), q, root * plain.residual)
+    outside, beyond = _outside(u, of_intercept, unexplained, unexplained - u @ (u.mT @ unexplained), noise)
     rows = mx.sum(w > 0, axis=-1)
     spanned = (rows <= mx.sum(kept, axis=-1) + (p.means is not None))[..., None]
-    rest = mx.where(spanned, 0, outside) + (squares @ c[..., None])[..., 0]
+    fine = mx.where(spanned, 0, outside), (squares @ c[..., None])[..., 0]
+    doubt = _doubt(squares, s, kept, c, fine, spanned, noise)
+    # Without the row that the largest singular value is of, the second one decides what counts: of those that may
+    # differ from 0 at all, and that the penalty does not exceed by far.
+    second = s[..., 1:2] if s.shape[-1] > 1 else mx.zeros_like(s[..., :1])
+    possible = mx.arange(s.shape[-1]) < rows[..., None] - (p.means is not None)
+    dropped = mx.where(mx.logical_and(possible, kept == 0), s, 0)
+    counts = (rtol * s[..., :1]) ** 2 > 1e-6 * penalty
+    hidden = mx.any(mx.logical_and(dropped > rtol * second, counts), axis=-1, keepdims=True)
+    size = (squares @ (s * s)[..., None])[..., 0] + w / weight * (p.means is not None) * s[..., :1] ** 2
+    hides = mx.logical_and(hidden, size > 0.75 * s[..., :1] ** 2)
+    doubt = mx.where(hides, mx.array(float("inf"), mx.float64), doubt)
+    rest = fine[0] + fine[1]
     rest = mx.where(mx.isnan(outside), outside, rest)
     rest = mx.where(w > 0, rest, 1 - 0 * w)  # what has no weight leaves nothing behind
-    within = u @ (c[..., None] * beta)
+    doubt = mx.where(w > 0, doubt, 0 * w)
+    within = u @ (c[..., None] * (u.mT @ q))
     residual = mx.where(spanned[..., None], 0, beyond) + within
     residual = residual / mx.where(root > 0, root, 1)
     if plain is not None:
         few = mx.logical_and(rest < 0.5, w > 0)[..., None]
         residual = mx.where(few, residual, plain.residual)
     # By an SVD rests of any size have digits: what is noise was left out.
-    noise = 8 * eps * cond * cond if by_gram else mx.zeros_like(cond)
+    lost = 8 * eps * cond * cond if by_gram else mx.zeros_like(cond)
     none = mx.zeros((1, 1), mx.float64)
     u, leverage = (none, none) if plain is None else (plain.u, plain.leverage)
-    values = u, residual, leverage, rest, noise, kept
+    values = u, residual, leverage, rest, lost, doubt, kept
     return RowValues(*(mx.stop_gradient(value) for value in values))
+
+
+# By how much rounding errors of singular vectors must grow in a row to be of interest.
+_LARGE = 1e2
+
+
+def _doubt(squares, s, kept, c, parts: tuple[mx.array, mx.array], spanned, noise: mx.array) -> mx.array:
+    """``RowValues.doubt``.
+
+    Args:
+        squares: u_ij^2.
+        s: Singular values.
+        kept: Which count.
+        c: What the penalty takes from each.
+        parts: What is outside of the columns, and what the penalty takes from within, ``(..., m)``.
+        spanned: Whether nothing can be outside, ``(..., 1)``.
+        noise: Rounding error of u_ij, ``(...)``.
+    """
+    (outside, within), noise = parts, noise[..., None]
+    rest, taken = outside + within, mx.sum(c, axis=-1, keepdims=True)
+    # Both parts are sums of squares of numbers that are wrong by about `noise`.
+    error = mx.where(spanned, 0, noise * (noise + 2 * mx.sqrt(outside)))
+    error = error + noise * (noise * taken + 2 * mx.sqrt(taken * within))
+    little = rest * _LARGE**2 < mx.where(spanned, 0, 1) + taken
+    doubt = mx.where(little, error / mx.where(rest > 0, rest, 1), 0)
+    # A row that alone carries a direction y = sum_j v_j u_ij / s_j leaves nothing, and is judged by y.
+    safe = mx.where(kept > 0, s, 1)
+    length = mx.sqrt(squares @ (kept / (safe * safe))[..., None])[..., 0]
+    smallest = mx.min(mx.where(kept > 0, s, s[..., :1]), axis=-1, keepdims=True)
+    growth = 1 / mx.where(length > 0, smallest * length, 1)
+    return mx.where(rest > 0, doubt, mx.where(growth > _LARGE, noise * growth, 0))

@@ -78,7 +78,7 @@ class Problems(NamedTuple):
 
     parts: list[Part]
     centred: list[ReadoutProblem]
-    centre: Callable[[int, bool], ReadoutProblem]
+    centre: Callable[[int, bool, mx.array | None], ReadoutProblem]
     vector: bool
 
     @property

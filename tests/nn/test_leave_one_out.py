@@ -268,6 +268,101 @@ def test_a_row_that_is_much_larger_than_the_others(shape, bias, wrapper, request
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(y).max(), err_msg=f"{size}, {l2}")
 
 
+LARGE = {  # rows, features, intercept, penalty, dtype; each was wrong without a refit
+    "float64": (14, 6, True, None, mx.float64),
+    "float64 no intercept": (12, 4, False, None, mx.float64),
+    "float64 one feature": (6, 1, True, None, mx.float64),
+    "float64 penalty": (10, 6, True, 1e-4, mx.float64),
+    "float64 by feature": (12, 3, False, "feature", mx.float64),
+    "float32 rank": (8, 6, True, None, mx.float32),
+    "float32 wide": (5, 6, False, None, mx.float32),
+    "float32 one more": (5, 4, True, None, mx.float32),
+    "float32 tall": (15, 3, True, None, mx.float32),
+    "float32 penalty": (7, 4, False, 1e-3, mx.float32),
+}
+
+
+def with_a_large_row(m, n, l2, dtype, size, seed=0):
+    rng = np.random.default_rng(seed)
+    x, y, w = rng.normal(size=(m, n)), rng.normal(size=(m, 1)), rng.uniform(0.5, 2, m)
+    x[3] *= size
+    x, y, w = (np.array(array(v, dtype)).astype(float) for v in (x, x @ np.ones((n, 1)) + y, w))
+    return x, y, w, np.linspace(0.5, 2, n) if l2 == "feature" else l2 or 0.0
+
+
+def readout_of(n, l2, bias):
+    return LeastSquaresReadout(n, 1, l2=l2 if np.ndim(l2) == 0 else array(l2[:, None]), bias=bias)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", LARGE)
+def test_a_row_beyond_the_digits_of_singular_vectors_is_refitted(case, weighted):
+    """What the others say about its direction is lost in rounding, or does not count for the rank beside it."""
+    m, n, bias, penalty, dtype = LARGE[case]
+    for size in (1e7, 1e9):
+        x, y, w, l2 = with_a_large_row(m, n, penalty, dtype, size)
+        w = w if weighted else None
+        got = errors_of(x, y, w, l2, bias, dtype)[3]
+        want = numpy_refits(x, y, np.ones(m) if w is None else w, l2, bias)[3]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * abs(y[3, 0]), err_msg=f"{size}")
+
+
+def test_a_large_row_of_a_batch_and_one_that_stays():
+    x, y, _, _ = with_a_large_row(12, 4, None, mx.float64, 1e8)
+    small, of_small, _, _ = with_a_large_row(12, 4, None, mx.float64, 1.0, seed=1)
+    readout = LeastSquaresReadout(4, 1)
+    batch = readout.loo_predictions(array(np.stack([x, small])), array(np.stack([y, of_small])))
+    for i, (rows, targets) in enumerate([(x, y), (small, of_small)]):
+        want = targets - numpy_refits(rows, targets, np.ones(12), 0.0, True)
+        np.testing.assert_allclose(np.array(batch[i]), want, rtol=1e-6, atol=1e-9 * np.abs(want).max())
+    w = array(np.where(np.arange(12) == 3, 2.0, 1.0))  # of which 1 stays
+    unit = readout.loo_predictions(array(x), array(y), w, removed="unit")
+    np.testing.assert_allclose(unit[3].item(), y[3].item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("l2", [None, 1.0, "feature"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_derivatives_of_a_refitted_row(bias, l2):
+    m, n = 12, 4
+    x, y, _, l2 = with_a_large_row(m, n, l2, mx.float64, 1e7)
+    readout = readout_of(n, l2, bias)
+    slopes = mx.grad(lambda x, y: (y - readout.loo_predictions(x, y))[3, 0], argnums=(0, 1))(array(x), array(y))
+
+    def refit(x, y):
+        keep = mx.array([i for i in range(m) if i != 3])
+        return (y[3] - readout.adapt(x[keep], y[keep], x[3:4])[0])[0]
+
+    for got, want in zip(slopes, mx.grad(refit, argnums=(0, 1))(array(x), array(y)), strict=True):
+        size = np.abs(np.array(want)).max(axis=1, keepdims=True)
+        np.testing.assert_allclose(np.array(got) / size, np.array(want) / size, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrapper", [mx.compile, lambda f: lambda *a: mx.vmap(f)(*(v[None] for v in a))[0]])
+@pytest.mark.parametrize("case", LARGE)
+def test_a_large_row_is_right_or_nan_in_graphs(case, wrapper):
+    m, n, bias, penalty, dtype = LARGE[case]
+    for size in (1e4, 1e6, 1e8):
+        x, y, _, l2 = with_a_large_row(m, n, penalty, dtype, size)
+        readout = readout_of(n, l2, bias)
+        got = y - np.array(wrapper(readout.loo_predictions)(array(x, dtype), array(y, dtype))).astype(float)
+        want = numpy_refits(x, y, np.ones(m), l2, bias)[3]
+        assert np.isnan(got[3]) or abs(got[3] - want) < 2e-3 * abs(want) + 1e-6 * abs(y[3, 0]), f"{size}"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_float32_gradients_of_rows_that_leave_little_are_right_or_nan(bias):
+    readout = LeastSquaresReadout(4, 1, l2=1.0, bias=bias)
+    for size in (1e1, 1e2, 1e3, 1e4):
+        x, y, _, _ = with_a_large_row(12, 4, None, mx.float32, size)
+        of_row = mx.grad(lambda x, y: (y - readout.loo_predictions(x, y))[3, 0])
+        want = np.array(of_row(array(x), array(y)))
+        rows = np.abs(want).max(axis=1, keepdims=True)
+        for wrapper, tolerance in ((lambda f: f, 1e-4), (mx.compile, 1e-2)):
+            got = np.array(wrapper(of_row)(array(x, mx.float32), array(y, mx.float32)))
+            right = np.max(np.abs(got - want) / rows) < tolerance
+            assert right or (wrapper is mx.compile and np.isnan(got).all()), f"{size}"
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     m=st.integers(4, 14), n=st.integers(1, 8), bias=st.booleans(), weighted=st.booleans(), seed=st.integers(0, 999),
