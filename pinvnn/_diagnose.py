@@ -6,6 +6,7 @@ from ._factor.rank import gap
 from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._mlx import checks, dtypes
 from ._mlx.complex import h
+from ._mlx.numbers import refuse_inexact_integers
 from ._mlx.place import large, on_cpu
 from ._types import ArrayLike, Diagnosis, Tolerance
 
@@ -25,7 +26,8 @@ def matrix_rank(
         ``(...)`` int32; 0 for a matrix with NaN or Inf. No gradient.
 
     Raises:
-        ValueError: If ``a`` is no matrix or a tolerance is negative or of a wrong shape.
+        ValueError: If ``a`` is no matrix or holds integers beyond float32, or a tolerance is negative or of a wrong
+            shape.
         TypeError: If an argument is not array-like.
 
     Example:
@@ -48,7 +50,8 @@ def diagnose(a: ArrayLike, *, rtol: Tolerance = None, atol: Tolerance = None) ->
         A :class:`Diagnosis` of arrays ``(...)``. Its ``gap`` is what the gradient of :func:`pinv` divides by.
 
     Raises:
-        ValueError: If ``a`` is no matrix or a tolerance is negative or of a wrong shape.
+        ValueError: If ``a`` is no matrix or holds integers beyond float32, or a tolerance is negative or of a wrong
+            shape.
         TypeError: If an argument is not array-like.
 
     Example:
@@ -77,6 +80,7 @@ def _checked_factor(
     """``a`` in its working dtype, and the factor of ``a`` or, if it is wide, of its transpose; None if it is empty."""
     a = checks.matrix(name, a, hermitian)
     work = dtypes.working(a)
+    refuse_inexact_integers(name, "a", a, work)
     rtol, atol = checks.tolerances(name, a, rtol, atol)
     with large(work):
         a = checks.in_working_dtype(a, work, hermitian)

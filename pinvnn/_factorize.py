@@ -9,7 +9,7 @@ from ._methods import check_method, check_ridge_method, factor_problem, factor_r
 from ._mlx import checks, dtypes
 from ._mlx.complex import stack, unstack
 from ._mlx.linear_problem import without_unweighted
-from ._mlx.numbers import refuse_inexact_integers
+from ._mlx.numbers import refuse_inexact_integers, weights_array
 from ._mlx.place import astype, large, on_cpu
 from ._rules.products import real_dot
 from ._types import ArrayLike, Method, Penalty, RidgeMethod, Tolerance
@@ -188,7 +188,7 @@ def factorize(
     refuse_inexact_integers(name, "a", a, work)
     batch = [("a", a.shape[:-2])]
     if weights is not None:
-        weights = checks.real_array(name, "weights", weights, work)
+        weights = weights_array(name, "weights", weights, work)
         checks.row_weights(name, a, weights)
         batch.append(("weights", weights.shape[:-1]))
     if l2 is None:

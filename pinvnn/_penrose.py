@@ -5,6 +5,7 @@ import mlx.core as mx
 from ._factor.lapack import thin_svd
 from ._mlx import checks, dtypes
 from ._mlx.complex import embed
+from ._mlx.numbers import refuse_inexact_integers
 from ._mlx.place import astype, on_cpu
 from ._types import ArrayLike
 
@@ -24,7 +25,7 @@ def penrose_residuals(a: ArrayLike, p: ArrayLike) -> mx.array:
         ``(..., 4)``, float32 (float64 for float64 input). No gradient.
 
     Raises:
-        ValueError: If the shapes do not match.
+        ValueError: If the shapes do not match, or there are integers beyond float32.
         TypeError: If an argument is not array-like.
 
     References:
@@ -41,6 +42,8 @@ def penrose_residuals(a: ArrayLike, p: ArrayLike) -> mx.array:
         checks.fail(name, "p must have the shape of the transpose of a", f"{a.shape} and {p.shape}", "Transpose p.")
     batch = checks.batch_shape(name, ("a", a.shape[:-2]), ("p", p.shape[:-2]))
     work = dtypes.working(a, p)
+    for label, x in (("a", a), ("p", p)):
+        refuse_inexact_integers(name, label, x, work)
     if a.size == 0 or p.size == 0 or 0 in batch:
         return mx.zeros((*batch, 4), dtypes.real(work))
     with on_cpu():

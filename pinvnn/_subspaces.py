@@ -7,6 +7,7 @@ from ._factor.right_factor import RightFactor, rank_of, right_factor
 from ._mlx import checks, dtypes
 from ._mlx.blocks import times
 from ._mlx.complex import embed, h, unembed
+from ._mlx.numbers import refuse_inexact_integers
 from ._mlx.place import CPU, astype, on_cpu
 from ._types import ArrayLike, Tolerance
 
@@ -24,7 +25,7 @@ def orth(a: ArrayLike, *, rtol: Tolerance = None) -> mx.array:
         ``(m, rank)``.
 
     Raises:
-        ValueError: If ``a`` is not one matrix or holds NaN or Inf, or ``rtol`` is negative.
+        ValueError: If ``a`` is not one matrix or holds NaN, Inf or integers beyond float32, or ``rtol`` is negative.
         TypeError: If an argument is not array-like.
 
     Example:
@@ -58,7 +59,7 @@ def null_space(a: ArrayLike, *, rtol: Tolerance = None) -> mx.array:
         ``(n, n - rank)``.
 
     Raises:
-        ValueError: If ``a`` is not one matrix or holds NaN or Inf, or ``rtol`` is negative.
+        ValueError: If ``a`` is not one matrix or holds NaN, Inf or integers beyond float32, or ``rtol`` is negative.
         TypeError: If an argument is not array-like.
 
     Example:
@@ -82,6 +83,7 @@ def _finite_matrix(name: str, a: ArrayLike, rtol: Tolerance) -> tuple[mx.Dtype, 
     a = checks.array(name, "a", a, 2)
     if a.ndim != 2:
         checks.fail(name, "a must be one matrix", f"shape {a.shape}", "Call it for each matrix of the batch.")
+    refuse_inexact_integers(name, "a", a)
     out, rtol = dtypes.result(a), checks.tolerance(name, "rtol", rtol, ())
     a = astype(a, dtypes.working(a))
     if a.size and not bool(mx.all(mx.isfinite(a, stream=CPU), stream=CPU)):

@@ -128,9 +128,17 @@ EXACT = "must be exact in float32, but got"
     ("name", "label", "fn"),
     [
         ("pinv", "a", pinv),
+        ("matrix_rank", "a", matrix_rank),
+        ("diagnose", "a", diagnose),
+        ("orth", "a", orth),
+        ("null_space", "a", null_space),
+        ("penrose_residuals", "a", lambda a: penrose_residuals(a, mx.ones((1, 2)))),
+        ("penrose_residuals", "p", lambda p: penrose_residuals(mx.ones((1, 2)), p)),
         ("factorize", "a", factorize),
+        ("factorize", "weights", lambda w: factorize(mx.ones((2, 1)), weights=w[:, 0])),
         ("lstsq", "a", lambda a: lstsq(a, mx.ones(2))),
         ("lstsq", "b", lambda b: lstsq(mx.ones((2, 1)), b)),
+        ("lstsq", "weights", lambda w: lstsq(mx.ones((2, 1)), mx.ones(2), weights=w[:, 0])),
         ("ridge", "a", lambda a: ridge(a, mx.ones(2), 1.0)),
         ("nnls", "b", lambda b: nnls(mx.ones((2, 1)), b)),
         ("lsq_linear", "a", lambda a: lsq_linear(a, mx.ones(2), (0, 1))),
@@ -139,6 +147,8 @@ EXACT = "must be exact in float32, but got"
 def test_integers_that_float32_rounds(name, label, fn):
     for value in STAMPS:
         remedy = f"Subtract an offset, or pass float64: mx.array({label}"
+        if label == "weights":
+            remedy = "If rounded ones will do, cast them: weights.astype(mx.float32)."
         raises(ValueError, f"[pinvnn.{name}] integers in {label} {EXACT} 16777217. {remedy}", fn, mx.array(value))
         fn(mx.array(value - value % 2 * (value > 5)))  # 2^24 + 2 k is exact.
 

@@ -15,6 +15,7 @@ from .matmul import addmm as addmm
 from .matmul import matmul as matmul
 from .numbers import refuse_inexact_integers as refuse_inexact_integers
 from .numbers import size as size
+from .numbers import weights_array as weights_array
 from .place import astype as astype
 from .place import large as large
 from .place import on_cpu as on_cpu

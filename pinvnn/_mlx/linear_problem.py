@@ -7,7 +7,7 @@ import mlx.core as mx
 from .._types import ArrayLike, Stream
 from . import checks, dtypes
 from .eager import visible
-from .numbers import refuse_inexact_integers
+from .numbers import refuse_inexact_integers, weights_array
 from .place import CPU, astype, large
 from .shapes import unbroadcast
 
@@ -38,7 +38,7 @@ def linear_problem(
     """The arguments of function ``name``. Rows of weight 0 may hold NaN and Inf: see :func:`without_unweighted`."""
     a, b = checks.array(name, "a", a, 2), checks.array(name, "b", b, 1)
     out, work = dtypes.result(a, b), dtypes.working(a, b)
-    w = None if weights is None else checks.real_array(name, "weights", weights, work)
+    w = None if weights is None else weights_array(name, "weights", weights, work)
     checks.rows(name, a, b, w)
     for label, x in (("a", a), ("b", b)):
         refuse_inexact_integers(name, label, x, work)

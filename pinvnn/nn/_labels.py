@@ -4,7 +4,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, dtypes, large, on_cpu
+from .._mlx import astype, checks, dtypes, large, on_cpu, weights_array
 from .._rules import logistic
 from .._types import ArrayLike
 from ._balance import balancing, row_factors
@@ -23,7 +23,7 @@ class LabelReadout(Readout):
             return weights
         if isinstance(weights, str):
             self._fail('class_weights must be an array or "balanced"', f"{weights!r}", 'Pass "balanced".')
-        weights = checks.real_array(type(self).__name__, "class_weights", weights, mx.float32)
+        weights = weights_array(type(self).__name__, "class_weights", weights, mx.float32)
         if weights.shape != (classes,):
             self._fail(f"class_weights must have the shape ({classes},)", f"{weights.shape}", "Pass one a class.")
         if not all_true(weights >= 0):
@@ -59,7 +59,7 @@ class LabelReadout(Readout):
         labels, dtype = self._labels(name, y, x.shape[-2]), dtypes.working(x)
         batch = [("x", x.shape[:-2]), ("labels", labels.shape[:-1])]
         if weights is not None:
-            weights = checks.real_array(name, "weights", weights, dtype)
+            weights = weights_array(name, "weights", weights, dtype)
             checks.rows(name, x, x, weights)
             batch.append(("weights", weights.shape[:-1]))
         checks.batch_shape(name, *batch)

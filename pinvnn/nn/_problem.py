@@ -4,7 +4,16 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, dtypes, large, on_cpu, refuse_inexact_integers, without_unweighted
+from .._mlx import (
+    astype,
+    checks,
+    dtypes,
+    large,
+    on_cpu,
+    refuse_inexact_integers,
+    weights_array,
+    without_unweighted,
+)
 from .._types import ArrayLike, ReadoutMethod
 
 
@@ -62,7 +71,7 @@ def check_rows(
         checks.fail(name, "x and y must have the same number of rows", got, "Pass one row of y for each row of x.")
     batch = [("x", x.shape[:-2]), ("y", y.shape[:-2])]
     if weights is not None:
-        weights = checks.real_array(name, "weights", weights, dtypes.working(x, y))
+        weights = weights_array(name, "weights", weights, dtypes.working(x, y))
         checks.rows(name, x, x, weights)
         batch.append(("weights", weights.shape[:-1]))
     checks.batch_shape(name, *batch)

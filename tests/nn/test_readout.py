@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from sklearn.linear_model import LinearRegression, Ridge
 
-from pinvnn.nn import LeastSquaresReadout, PseudoInverse
+from pinvnn.nn import LeastSquaresReadout, LogisticReadout, PseudoInverse, RidgeClassifier
 from pinvnn.testing import gradcheck, random_matrix
 
 pytestmark = pytest.mark.usefixtures("float64_on_the_cpu")
@@ -248,6 +248,13 @@ def test_integers_beyond_float32_are_refused_with_the_remedy():
         readout.fit(y[:, None], x[:, 0])
     with pytest.raises(ValueError, match="integers in x must be exact"):
         readout(x)
+    counts = mx.array([2**24 + 1] * 9)
+    rule = "integers in weights must be exact in float32, but got 16777217. If rounded ones will do, cast them: weights"
+    for call in (readout.fit, readout.loo_loss, RidgeClassifier(1, 9).fit, LogisticReadout(1, 9, l2=1.0).fit):
+        with pytest.raises(ValueError, match=rule):
+            call(y[:, None], y, counts)
+        if call == readout.fit:
+            call(y[:, None], y, counts - 1)
     near = readout.fit(x - 4155915305, y)
     assert near.weight.item() == pytest.approx(1 / 190, rel=1e-3)
 
