@@ -105,6 +105,8 @@ def read_rows(path: Path, labelled: bool = True) -> Iterator[Row]:
     Raises:
         ValueError: The file is missing, or a line is not what the format asks for.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        fail_at(path, "the file must be one that can be read again", "a pipe or a device", "Save the lines first.")
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -129,11 +131,13 @@ class _Object(dict[str, Any]):
 def _row(where: str, line: bytes, labelled: bool) -> Row:
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
-    except UnicodeDecodeError as error:
-        remedy = "Save the file as UTF-8; `iconv -f LATIN1 -t UTF-8` converts it, if that was its encoding."
-        fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", remedy)
     except (ValueError, RecursionError) as error:
-        fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", "Write one object a line.")
+        remedy = "Write one object a line."
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"\0")):
+            remedy = "It looks like UTF-16, as PowerShell writes it; `iconv -f UTF-16 -t UTF-8` converts the file."
+        elif isinstance(error, UnicodeDecodeError):
+            remedy = "Save the file as UTF-8; `iconv -f LATIN1 -t UTF-8` converts it, if that was its encoding."
+        fail_at(where, "the line must be JSON in UTF-8", f"{_short(line)} ({error})", remedy)
     if not isinstance(value, _Object):
         fail_at(where, "the line must be a JSON object", _short(line), 'Write {"text": ..., "label": ...}.')
     if value.repeated:
@@ -205,7 +209,7 @@ def read_dataset(
         if not paths[name].exists():
             next(read_rows(paths[name]), None)  # raises
     for name, path in paths.items():
-        if name in required or path.exists():
+        if name in required or path.exists() or path.is_symlink():  # to nowhere, say
             if name == "test" and _unlabelled(path):
                 continue
             training = name == "train"
@@ -261,24 +265,27 @@ class _Labels:
         if self.task == "regression" and self._rounded is not None:
             self._check_number(self._rounded)
         self._first = self._first or row
-        if self.task != "regression" or len(self._seen) < 2:  # numbers need not be kept, only whether they differ
+        if self.task == "regression":
+            _add_number(self._seen, row.label)
+        else:
             self._seen.add(row.label)
 
     def learned(self, path: Path) -> None:
         """The training file has ended."""
+        if self.task == "regression":  # which may not have been known from the first label on
+            self._seen = {float(np.float32(label)) for label in self._seen}
         if len(self._seen) < 2:
             seen = "".join(map(_short, self._seen)) or "no line"
-            rule = "the file must have two or more different labels"
+            rule = "the file must have two or more different labels" + " in float32" * (self.task == "regression")
             fail_at(path, rule, f"only {seen}", "A head needs examples of each.")
         if self.task != "regression":
             self.task, self.classes = "classification", tuple(sorted(self._seen))
 
     def check(self, row: Row) -> None:
         """Check a label of another file against those of the training file."""
-        if len(self._others) < 2:
-            self._others.add(row.label)
         if self.task == "regression":
             self._check_number(row)
+            _add_number(self._others, row.label)
         elif type(row.label) is not type(self._first.label) or row.label not in self._seen:
             hint = ' Numbers are regressed on with task "regression".' if type(row.label) in (int, float) else ""
             rule = "the label must occur in the training file"
@@ -288,7 +295,7 @@ class _Labels:
         """Another file has ended."""
         if self.task == "regression" and len(self._others) < 2:
             rule = "the file must have two or more different numbers"
-            fail_at(path, rule, f"only {self._others.pop()}", "R^2 needs them.")
+            fail_at(path, rule, f"only {self._others.pop():g}", "R^2 needs them.")
         self._others.clear()
 
     def _check_number(self, row: Row) -> None:
@@ -298,6 +305,12 @@ class _Labels:
         if type(row.label) is int and not _in_float32(row.label):
             rule = "the label of a regression must be one that float32 holds"
             fail_at(row.where, rule, _short(row.label), "Subtract a constant from all labels, or divide them.")
+
+
+def _add_number(seen: set[Any], number: float) -> None:
+    """Add what is left of a number in float32, until two differ."""
+    if len(seen) < 2:
+        seen.add(float(np.float32(number)))
 
 
 def _in_float32(number: int) -> bool:

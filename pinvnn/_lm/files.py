@@ -29,8 +29,8 @@ def write_whole(folder: Path, writers: dict[str, Callable[[Path], Any]]) -> None
             write(written.enter_context(whole_file(folder / name)))
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless files can be written into ``folder``. Nothing that this creates is left behind."""
+def check_folder(folder: Path, files: Sequence[str] = ()) -> None:
+    """Raise ValueError unless ``files`` can be written into ``folder``. Nothing that this creates is left behind."""
     created: list[Path] = []
     try:
         for path in [*reversed(folder.parents), folder]:
@@ -39,6 +39,10 @@ def check_folder(folder: Path) -> None:
                 created.append(path)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for name in files:
+            if (folder / name).is_dir():
+                rule = f"{folder / name}: the output must be a file, or not exist"
+                fail("heads", rule, "a folder", "Remove it, or take another output.")
     except OSError as error:
         fail("heads", f"{folder}: the output must be a folder that can be written", error.strerror, "Take another one.")
     finally:

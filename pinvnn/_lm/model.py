@@ -1,6 +1,8 @@
 """A language model of mlx-lm with its tokenizer, and how a head recognises it."""
 
+import operator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,12 +48,23 @@ class LanguageModel:
             ValueError: The tokenizer refuses the text; the message begins with ``where``.
         """
         try:
-            return list(self.tokenizer.encode(text))
+            ids = [operator.index(token) for token in self.tokenizer.encode(text)]
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # tokenizers raise many kinds; a panic of Rust is no Exception
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             fail("heads", f"{where}: the tokenizer must take the text", reason, "Leave it out.")
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            rule = f"{where}: tokens must be among the {self._vocabulary} that the model has an embedding of"
+            fail("heads", rule, f"{min(ids)} to {max(ids)}", "Take the model's own tokenizer.")
+        return ids
+
+    @cached_property
+    def _vocabulary(self) -> float:
+        """The most rows that an embedding of the model has. MLX reads beyond them without an error."""
+        kinds = nn.Embedding, nn.QuantizedEmbedding
+        rows = [module.weight.shape[0] for module in self.model.modules() if isinstance(module, kinds)]
+        return max(rows, default=float("inf"))
 
     def encode(self, text: str, where: str = "text") -> list[int]:
         """Token ids of ``text``, the first :attr:`max_length` of them; raises as :meth:`tokens`."""

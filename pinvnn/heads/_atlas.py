@@ -27,10 +27,10 @@ from .._lm import (
 from .._mlx import fail
 from ..streaming import ReadoutStatistics
 from ._grid import score_spread, solve_grid
-from ._head import Head
+from ._head import FILES, Head
 from ._logistic import RowCheckpoint, Rows, fit_layers
 from ._options import Options, ReadoutKind
-from ._report import BEST_HEAD, save
+from ._report import BEST_HEAD, PICTURE, REPORT, save
 from ._result import Atlas
 from ._score import Scores, Tally, scales_to_try
 
@@ -146,8 +146,10 @@ def run(
     """
     group = group or mx.distributed.init()
     if output is not None and group.rank() == 0:
-        for folder in ("", CHECKPOINT, *([BEST_HEAD] if write is save else [])):  # now, not after the forward passes
-            check_folder(Path(output) / folder)
+        # Now, not after the forward passes.
+        files = {"": (REPORT, PICTURE), BEST_HEAD: FILES} if write is save else {"": FILES}
+        for folder, names in {**files, CHECKPOINT: ()}.items():
+            check_folder(Path(output) / folder, names)
     logistic = options.readout == "logistic"
     if logistic and group.size() > 1:
         fail("heads", "a logistic readout needs one process", f"{group.size()}", "Fit ridge readouts, or run one.")

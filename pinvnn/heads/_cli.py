@@ -18,6 +18,8 @@ from ._options import L2_GRID, Options, ReadoutKind
 from ._report import BEST_HEAD, PICTURE, REPORT, save, seconds, table
 from ._result import Atlas
 
+_KINDS = {str: "strings", int: "numbers", float: "numbers", bool: "booleans"}
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands ``fit``, ``predict`` and ``atlas`` to a command line.
@@ -159,8 +161,12 @@ def run_predict(args: argparse.Namespace) -> None:
         path = Path(args.data)
         return read_rows(path / "test.jsonl" if path.is_dir() else path, labelled=False)
 
+    kind = "numbers" if not head.config.labels else _KINDS[type(head.config.labels[0])]
     for row in rows():  # a bad line is an error before the first answer
         check_length(row, head.source, tokens_needed(head.config.pooling))
+        if row.label is not None and _KINDS[type(row.label)] != kind:
+            remedy = "Write them as in the training file, or leave them out."
+            raise ValueError(f"{row.where}: labels must be {kind} as in the head, but got {row.label!r:.40}. {remedy}")
     answers = head.predict((row.text for row in rows()), args.batch_size)
     known: list[tuple[Label, Label]] = []
     for row, (label, scores) in zip(rows(), answers, strict=True):

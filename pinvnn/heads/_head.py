@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -236,7 +236,25 @@ def _read(folder: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     if dims != config.dims or arrays["weight"].shape[0] != (len(config.labels) or 1):
         rule = f"{folder}: the weight must be ({len(config.labels) or 1}, {config.dims}) as in {FILES[1]}"
         fail("Head", rule, arrays["weight"].shape, "Fit the head again.")
+    _check_config(folder, config)
     return config, arrays
+
+
+def _check_config(folder: Path, config: HeadConfig) -> None:
+    """Raise ValueError for a ``config.json`` that was edited, or is of another version."""
+    number = (int, float)
+    good = {
+        "layer": isinstance(config.layer, int) and isinstance(config.states, int) and 0 <= config.layer < config.states,
+        "pooling": config.pooling in ("last", "mean") or isinstance(config.pooling, int),
+        "max_length": isinstance(config.max_length, int) and config.max_length > 0,
+        "task": config.task == ("classification" if config.labels else "regression"),
+        "readout": config.readout in get_args(ReadoutKind),
+        "l2": isinstance(config.l2, number) and config.l2 >= 0,
+        "scale": config.scale is None or isinstance(config.scale, number) and config.scale > 0,
+    }
+    for key in [key for key, is_good in good.items() if not is_good]:
+        rule = f"{folder}: {key} in {FILES[1]} must be as it was written"
+        fail("Head", rule, repr(getattr(config, key)), "Fit the head again.")
 
 
 def _check(folder: Path, config: HeadConfig, arrays: dict[str, mx.array], source: LanguageModel) -> None:

@@ -37,6 +37,8 @@ class Options:
         self.pooling = check_pooling(self.pooling)
         check_batch_size("heads", self.batch_size)
         check_task(self.task)
+        if not self.save_every >= 0:
+            fail("heads", "save_every must be a number of seconds, 0 or larger", self.save_every, "Pass 60, say.")
         if self.readout not in ("ridge", "logistic"):
             fail("heads", 'readout must be "ridge" or "logistic"', repr(self.readout), 'Take "ridge".')
         if self.readout == "logistic" and min(self.grid) == 0:

@@ -169,7 +169,7 @@ class FactoredProblem:
     def fine_solution(self) -> mx.array:
         """:attr:`solution`, by left singular vectors where they are known of all features. Not inside graphs."""
         l2 = self.problem.l2
-        by_vectors = self.by_vectors and (l2 is None or visible(l2) and mx.min(l2).item() > 0)
+        by_vectors = self.by_vectors and (l2 is None or visible(l2) and not mx.any(l2 <= 0).item())
         return self.rows_times_inverse_and_solution[1] if by_vectors else self.solution
 
     @property

@@ -74,7 +74,8 @@ def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: I
             return e * mx.where((doubt > _NO_RESULT)[..., None], mx.array(float("nan"), mx.float64), 1)
         doubtful = doubt > _REFITTED
         m = doubtful.shape[-1]
-        rows = [i for i, bad in enumerate(mx.any(doubtful.reshape(-1, m), axis=0).tolist()) if bad]
+        anywhere = mx.any(doubtful.reshape(-1, m), axis=0)
+        rows = [i for i in range(m) if anywhere[i].item()] if mx.any(anywhere).item() else []
         if not rows:
             return e
         found, step = mx.zeros_like(e), max(1, _NUMBERS_AT_ONCE // max(1, m * without(None).a.shape[-1]))

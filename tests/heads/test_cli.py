@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,49 @@ def test_an_output_that_cannot_be_a_folder_is_found_out_at_once(tiny, topics, tm
     assert out == "" and err.count("\n") == 1
     assert re.search(r"the output must be a folder that can be written, but got .*\. Take another one\.", err)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["atlas.json", "atlas.png", "head/config.json", "head/head.safetensors"])
+def test_a_folder_where_a_file_is_to_be_written_is_found_out_at_once(
+    tiny, topics, tmp_path, capsys, monkeypatch, place
+):
+    monkeypatch.setattr("pinvnn.heads._atlas.load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "atlas" / place).mkdir(parents=True)
+    commands = {"atlas": ["atlas"], "atlas/head": ["fit", "--layer", "1"]}
+    for output, command in commands.items():
+        if output == "atlas" or "head" in place:
+            places = ["--model", str(tiny), "--data", str(topics), "--output", str(tmp_path / output)]
+            assert main([*command, *places]) == 2
+            out, err = capsys.readouterr()
+            assert out == "" and err.count("\n") == 1
+            assert f"{tmp_path / 'atlas' / place}: the output must be a file, or not exist, but got a folder" in err
+
+
+@pytest.mark.parametrize("edit", [
+    {"layer": 99}, {"layer": "1"}, {"pooling": "max"}, {"max_length": "8"}, {"max_length": 0}, {"task": "regression"},
+    {"readout": "x"}, {"scale": "1"}, {"l2": "1"}, {"l2": -1},
+], ids=str)
+def test_a_head_whose_configuration_was_edited(installed, tmp_path, capsys, edit):
+    folder = shutil.copytree(installed / "head", tmp_path / "head")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **edit}))
+    assert main(["predict", "--head", str(folder), "--text", "the cat"]) == 2
+    out, err = capsys.readouterr()
+    key, value = next(iter(edit.items()))
+    assert out == "" and err.count("\n") == 1
+    assert f"{folder}: {key} in config.json must be as it was written, but got {value!r}. Fit the head again." in err
+
+
+def test_labels_of_another_kind_are_not_scored_as_mistakes(installed, lengths, tiny, tmp_path, capsys):
+    arguments = ["--model", str(tiny), "--data", str(lengths), "--output", str(tmp_path / "head"), "--layer", "1"]
+    assert main(["fit", *arguments]) == 0
+    for head, label, kind in [(installed / "head", 3, "strings"), (tmp_path / "head", "3", "numbers")]:
+        write_rows(tmp_path / "new.jsonl", [{"text": "the cat"}, {"text": "a dog", "label": label}])
+        capsys.readouterr()
+        assert main(["predict", "--head", str(head), "--data", str(tmp_path / "new.jsonl")]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert f"new.jsonl:2: labels must be {kind} as in the head, but got {label!r}. " in err
 
 
 def test_a_test_file_without_labels_does_not_stop_a_fit(tiny, tmp_path, capsys):

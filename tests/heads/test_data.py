@@ -1,6 +1,7 @@
 """Reading folders of jsonl: every mistake is named with its file and line before any work."""
 
 import json
+import os
 from typing import Any
 
 import mlx.core as mx
@@ -174,7 +175,13 @@ def test_files_as_people_have_them(tmp_path, source, name):
 # name: the bytes of line 2, and the message
 UNREADABLE = {
     "latin-1": (encoded(CAFE).encode("latin-1"), r"must be JSON in UTF-8, but got .*0xe9.*iconv"),
-    "utf-16": (encoded(CAFE).encode("utf-16"), r"must be JSON in UTF-8"),
+    "utf-16": (encoded(CAFE).encode("utf-16"), r"must be JSON in UTF-8, .*looks like UTF-16.*iconv -f UTF-16"),
+    "utf-16 without a mark": (encoded(CAFE).encode("utf-16-le"), r"must be JSON in UTF-8, .*looks like UTF-16"),
+    "utf-16 of another order": (encoded(CAFE).encode("utf-16-be"), r"must be JSON in UTF-8, .*looks like UTF-16"),
+    "NUL": (b'{"text": "a\0b", "label": "food"}\n', r"must be JSON in UTF-8, .*control character.* one object a line"),
+    "label list": (b'{"text": "cat", "label": ["food"]}\n', r'"label" must be a string, a number or a boolean'),
+    "keys in capitals": (b'{"Text": "cat", "label": "food"}\n', r'must have the key "text", but got .*Text'),
+    "5000 digits": (b'{"text": "cat", "label": %s}\n' % (b"1" * 5000), r"must be JSON in UTF-8, .*4300 digits"),
     "half an emoji": (b'{"text": "cat \\ud83d", "label": "food"}\n', r'"text" must be Unicode, .* \\ud83d at .* 4'),
     "other half": (b'{"text": "\\ude00 cat", "label": "food"}\n', r'"text" must be Unicode, .* \\ude00 at .* 0'),
     "half an emoji as label": (b'{"text": "cat", "label": "\\ud83d"}\n', r'"label" must be Unicode'),
@@ -242,6 +249,54 @@ def test_whatever_a_tokenizer_raises_is_named_with_file_and_line(tmp_path, sourc
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"text number 1: the tokenizer must take the text"):
         extract(source, ["the cat", "a cheese"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "the text must have 1 or more tokens for this pooling, but got 0"),
+        (None, "the tokenizer must take the text, but got TypeError"),
+        ([[1, 2]], "the tokenizer must take the text, but got TypeError"),
+        ({"input_ids": [1]}, "the tokenizer must take the text, but got TypeError"),
+        ([1.5], "the tokenizer must take the text, but got TypeError"),
+        ([1, 10**6], "tokens must be among the [0-9]+ that the model has an embedding of, but got 1 to 1000000"),
+        ([-1, 3], "tokens must be among the [0-9]+ that the model has an embedding of, but got -1 to 3"),
+    ],
+)
+def test_whatever_a_tokenizer_returns(tmp_path, source, tokens, message):
+    class Tokenizer:
+        def encode(self, text):
+            return [1, 2] if text == "the cat" else tokens
+
+    tokenizer: Any = Tokenizer()
+    write_rows(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(ValueError, match=rf"train.jsonl:2: {message}"):
+        read_dataset(tmp_path, LanguageModel("", source.model, tokenizer, 8))
+
+
+def test_numbers_that_are_one_in_float32(tmp_path, source):
+    for labels in [(16777216.0, 16777217.0), (1, 1.0), (0.0, -0.0), (1e-320, 2e-320)]:
+        write_rows(tmp_path / "train.jsonl", numbers(*labels))
+        with pytest.raises(ValueError, match="train.jsonl: the file must have two or more different labels in float32"):
+            read_dataset(tmp_path, source)
+    write_rows(tmp_path / "train.jsonl", numbers(1, 2.5))
+    write_rows(tmp_path / "valid.jsonl", numbers(16777216.0, 16777217.0))
+    with pytest.raises(ValueError, match="valid.jsonl: the file must have two or more different numbers"):
+        read_dataset(tmp_path, source)
+
+
+def test_what_is_no_file_that_can_be_read_twice(tmp_path, source):
+    write_rows(tmp_path / "train.jsonl", GOOD)
+    (tmp_path / "valid.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"valid.jsonl: the file must be readable, but got: No such file"):
+        read_dataset(tmp_path, source)
+    (tmp_path / "valid.jsonl").unlink()
+    (tmp_path / "valid.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"valid.jsonl: the file must be readable, but got: Is a directory"):
+        read_dataset(tmp_path, source)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe.jsonl: the file must be one that can be read again, but got a pipe"):
+        next(read_rows(tmp_path / "pipe.jsonl"))
 
 
 def test_a_missing_valid_file_says_who_does_without(tmp_path, source):
