@@ -351,9 +351,8 @@ def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
         norms = astype(norms, mx.float64)
         loss = mx.sum(norms * norms * ((root * root) @ kept)[..., 0], axis=-1)
     loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
-    noise = 8 * dtypes.eps(mx.float64) * loss
-    doubt = mx.where(rest > 0, noise[..., None] / mx.where(rest > 0, rest, 1), 0)
-    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, doubt, mx.zeros((1,), mx.float64))
+    noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.zeros((1,), mx.float64)
+    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, none, none)
 
 
 def _total(p: ReadoutProblem) -> mx.array:

@@ -54,6 +54,9 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: InFloat64) -> m
     return e if q is p else merged(e)
 
 
+# Without vectors and values, what is left of a row is NaN below this multiple of its rounding error. That of float64 is
+# overestimated.
+_ENOUGH = {mx.float32: 1e3, mx.float64: 1.0}
 # In float32 what is left of a row has a derivative with two digits above this.
 _DIFFERENTIABLE = 1e-5
 
@@ -93,7 +96,7 @@ def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: I
 
 
 def predictions(p: ReadoutProblem, left_out: mx.array) -> mx.array:
-    """What the fits without a row predict for it, ``(..., m, k)`` in float64, from their errors."""
+    """What the fits without a row predict for it, ``(..., m, k)`` in float64, from their errors; ``p`` in float64."""
     with on_cpu():
         return astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0) - left_out
 
@@ -143,8 +146,8 @@ def _primal(
     residual, rest = f.residual_and_rest
     with on_cpu():
         noise = f.noise[..., None]
-        if p.method == "cholesky" and not f.by_vectors:
-            noise = noise * TRUSTED[p.entry_dtype]  # no values decided whether the rests have digits enough
+        if not f.by_vectors:  # no values decided whether the rests have digits enough
+            noise = noise * (TRUSTED[p.entry_dtype] if p.method == "cholesky" else _ENOUGH[p.entry_dtype])
         alone = mx.stop_gradient(rest) <= noise
         if p.w is not None:
             alone = mx.logical_and(alone, p.w > 0)
@@ -289,7 +292,7 @@ def left_out_of_balanced(
         with on_cpu():
             part = astype(hot, mx.float64).mT
         e = errors(p, part, lambda without: problem(w, True, without))
-        return astype(of_own_class(predictions(p, e), hot), x.dtype)
+        return astype(of_own_class(predictions(problem(w, True), e), hot), x.dtype)
     w, found = without_each(hot, weights, unit), []
     step = max(1, _NUMBERS_AT_ONCE // max(1, m * n))
     for rows in (slice(i, i + step) for i in range(0, m, step)):

@@ -392,7 +392,11 @@ class LeastSquaresReadout(Readout):
             Technometrics 16 (1974), doi 10.1080/00401706.1974.10489157. The derivation: docs/math.md.
         """
         problems, errors_of = self._errors("loo_predictions", x, y, weights, removed, mask)
-        out = problems.in_order([predictions(*pair) for pair in zip(problems.centred, errors_of, strict=True)])
+        # Targets that were centred in float32 have lost digits of their rows, if one is much larger than the others.
+        exact = [
+            p if p.b.dtype == mx.float64 else problems.centre(i, True, None) for i, p in enumerate(problems.centred)
+        ]
+        out = problems.in_order([predictions(*pair) for pair in zip(exact, errors_of, strict=True)])
         if weights is not None or mask is not None:
             out = nan_for_other_rows(out, checks.array(type(self).__name__, "x", x))
         with on_cpu():

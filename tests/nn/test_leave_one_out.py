@@ -349,6 +349,17 @@ def test_a_large_row_is_right_or_nan_in_graphs(case, wrapper):
         assert np.isnan(got[3]) or abs(got[3] - want) < 2e-3 * abs(want) + 1e-6 * abs(y[3, 0]), f"{size}"
 
 
+def test_predictions_beside_a_large_row_keep_the_digits_of_float32():
+    """Its target moves the mean by 1e5, which the others, if centred in float32, would be rounded by."""
+    x, y, _, _ = with_a_large_row(14, 2, 1.0, mx.float32, 1e6)
+    y[np.arange(14) != 3] -= x[np.arange(14) != 3] @ np.ones((2, 1))
+    y = np.array(mx.array(y, mx.float32)).astype(float)
+    got = np.array(LeastSquaresReadout(2, 1, l2=1.0).loo_predictions(array(x, mx.float32), array(y, mx.float32)))
+    want = y - numpy_refits(x, y, np.ones(14), 1.0, True)
+    others = np.arange(14) != 3
+    np.testing.assert_allclose(got[others], want[others], atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_float32_gradients_of_rows_that_leave_little_are_right_or_nan(bias):
     readout = LeastSquaresReadout(4, 1, l2=1.0, bias=bias)
