@@ -9,53 +9,13 @@ as the reduction, or where the linear problem behind f has lost rank.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._local import Linearizer, Local, Point, Slopes
 from ._quadratic_model import QuadraticModel
 from ._reasons import REASONS
-
-
-class Point(Protocol):
-    """What a problem returns for a point x (p,).
-
-    f (M,) is not finite where the point is of no use. It is a difference of terms of size ``cancellation``, and comes
-    from a linear problem with ``deficiency`` columns that depend on others.
-    """
-
-    @property
-    def x(self) -> np.ndarray: ...
-
-    @property
-    def f(self) -> np.ndarray: ...
-
-    @property
-    def cancellation(self) -> float: ...
-
-    @property
-    def deficiency(self) -> int: ...
-
-
-class Slopes(Protocol):
-    """Derivatives at a point.
-
-    J (M, p), the step of each variable up to which they may be trusted (p,), a mask of those that leave f alone because
-    linear parameters are on their bounds (p,), and how many more directions of x rounding hides.
-    """
-
-    @property
-    def jacobian(self) -> np.ndarray: ...
-
-    @property
-    def reach(self) -> np.ndarray: ...
-
-    @property
-    def silent(self) -> np.ndarray: ...
-
-    @property
-    def hidden(self) -> int: ...
 
 
 class Step(NamedTuple):
@@ -91,56 +51,8 @@ FIRST_SHARE, FIRST_REACH = 0.5, 3.0
 """The first step is at most this share of x, and changes a column of the basis by at most about three of its lengths.
 A longer one may cross to where a parameter has the other sign, or land where columns are the same."""
 
-LOSS = 1e-4
-"""A step after which the derivative by some variable is this much smaller went too far: to where the basis is flat."""
-
 ROUGH = 4.0
 """An objective that jumps for a step up to this many times as long as the last one is not flat, but broken."""
-
-SECANT_LIMIT = 300
-"""Parameters up to which the second-order term, one eigendecomposition for each step, is worth its time."""
-
-
-@dataclass
-class Local:
-    """The objective around one point, in the scaled variables D x.
-
-    Attributes:
-        point: the point.
-        objective: ||f||^2.
-        norm: ||f||.
-        noise: rounding error of the objective.
-        j: J, (M, p).
-        gradient: J^T f, (p,).
-        d: largest column norms of J so far, (p,).
-        weight: d, 1 where that is zero.
-        gauss_newton: the model without the secant term.
-        s: the secant term, or None.
-        free: mask (p,) of the variables that a step may move.
-        silent: mask (p,) of the variables that leave f alone because linear parameters are on their bounds.
-        hidden: how many directions of x have no influence, besides these.
-        slope: the largest decrease of ||f|| for a unit step of one variable.
-    """
-
-    point: Any
-    objective: float
-    norm: float
-    noise: float
-    j: np.ndarray
-    gradient: np.ndarray
-    d: np.ndarray
-    weight: np.ndarray
-    gauss_newton: QuadraticModel
-    s: np.ndarray | None
-    free: np.ndarray
-    silent: np.ndarray
-    hidden: int
-    slope: float
-
-    def size(self) -> float:
-        """The length of x."""
-        return float(np.linalg.norm(self.d * self.point.x))
-
 
 class TrustRegionSearch:
     """One minimisation.
@@ -165,7 +77,7 @@ class TrustRegionSearch:
         eps: float,
         tol: float,
     ):
-        self.evaluate, self.linearise = evaluate, linearise
+        self.evaluate, self.linearizer = evaluate, Linearizer(linearise, lower, upper, scale, eps, tol)
         self.lower, self.upper = lower, upper
         self.scale, self.eps, self.tol = scale, eps, tol
         self.radius = self.previous = self.first = np.inf
@@ -204,7 +116,7 @@ class TrustRegionSearch:
         """Go to the trial point of an accepted step, unless nothing leads on from there."""
         before = self.local
         self.local, ending = self._around(step.point, before)
-        if ending == "exact" or (ending not in ("flat", "derivative") and not self._lost(before)):
+        if ending == "exact" or (ending not in ("flat", "derivative") and not self.local.lost(before)):
             return step, ending
         # The step went too far: back, and a shorter one.
         self.local = before
@@ -214,86 +126,23 @@ class TrustRegionSearch:
 
     def _around(self, point: Any, before: Local | None) -> tuple[Local, str]:
         """The objective around ``point``, and a key of REASONS if the search ends there."""
-        x, f = point.x, point.f
-        objective = float(f @ f)
-        norm = objective**0.5
-        p = x.size
-        d = np.zeros(p) if before is None else before.d
-        blank = np.zeros(p)
-        local = Local(
-            point, objective, norm, self._noise(point, norm), np.zeros((f.size, p)), blank, d, np.ones(p),
-            QuadraticModel(np.zeros((p, p)), blank), None, np.zeros(p, bool), np.zeros(p, bool), 0, 0.0,
-        )  # fmt: skip
-        if norm <= 4 * self.eps * self.scale:
-            return local, "exact"
-        slopes = self.linearise(point)
-        j = slopes.jacobian
-        if not np.isfinite(j).all():
-            return local, "derivative"
-        columns = np.linalg.norm(j, axis=0)
-        q, r = np.linalg.qr(j)
-        qtf = q.T @ f
-        g = r.T @ qtf
-        d = np.maximum(d, columns)
-        weight = np.where(d > 0, d, 1.0)
-        local.j, local.gradient, local.d, local.weight = j, g, d, weight
-        local.silent, local.hidden = slopes.silent, slopes.hidden
-        self.hidden = min(self.hidden, slopes.hidden)
+        local, ending, reach = self.linearizer.at(point, before)
+        if reach is None:
+            return local, ending
+        self.hidden = min(self.hidden, local.hidden)
         self.cancellation = min(self.cancellation, point.cancellation)
-        local.gauss_newton = QuadraticModel(r / weight, qtf)
-        if before is not None and p <= SECANT_LIMIT:
-            local.s = self._secant(before, local)
-        local.free = (self.lower < self.upper) & ~((x <= self.lower) & (g >= 0)) & ~((x >= self.upper) & (g <= 0))
-        local.free &= columns > 0
+        if local.s is None:
+            self.secant = False
         if not np.isfinite(self.radius):
-            self.far = self._first_steps(x, slopes.reach)
-            self.radius = self.first = float(np.linalg.norm(d * self.far)) or 1.0
-        moving = columns[local.free]
-        if not moving.size:
-            return local, "bounds" if columns.any() or not (self.lower < self.upper).any() else "flat"
-        local.slope = float(np.max(np.abs(g[local.free]) / moving))
-        return local, "gradient" if local.slope <= self.tol * norm else ""
-
-    def _lost(self, before: Local) -> bool:
-        """Whether a variable has all but lost its influence since ``before``."""
-        old, new = np.linalg.norm(before.j, axis=0), np.linalg.norm(self.local.j, axis=0)
-        return bool((before.free & ~self.local.silent & (new < LOSS * old)).any())
-
-    def _noise(self, point: Any, norm: float) -> float:
-        """Rounding error of the objective at a point."""
-        return self.eps * norm * (norm + self.scale + point.cancellation)
+            self.far = self._first_steps(point.x, reach)
+            self.radius = self.first = float(np.linalg.norm(local.d * self.far)) or 1.0
+        return local, ending
 
     def _first_steps(self, x: np.ndarray, reach: np.ndarray) -> np.ndarray:
         """A part of x itself, whose sign may mean a lot; but no farther than the derivatives may be trusted, (p,)."""
         size = FIRST_SHARE * np.abs(x)
         far = np.where(size > 0, np.minimum(size, FIRST_REACH * reach), FIRST_REACH * reach)
         return np.where(np.isfinite(far), far, 1.0)
-
-    def _secant(self, before: Local, after: Local) -> np.ndarray | None:
-        """Dennis, Gay and Welsch's update: the S nearest to the sized old one with S step = (J - J_before)^T f.
-
-        All in the scaled variables, whose units the new point sets.
-        """
-        weight = after.weight
-        step = (after.point.x - before.point.x) * weight
-        g, change = after.gradient / weight, (after.gradient - before.gradient) / weight
-        target = g - (before.j.T @ after.point.f) / weight
-        if before.s is None:
-            s = np.zeros((step.size, step.size))
-        else:
-            s = before.s * np.outer(before.weight / weight, before.weight / weight)
-        curvature, old = float(change @ step), float(step @ s @ step)
-        if not curvature > 0:
-            self.secant = False
-            return None
-        s = s * (min(1.0, abs(float(target @ step) / old)) if old else 1.0)
-        miss, unit = target - s @ step, change / curvature
-        twice = np.outer(miss, unit)
-        s = s + twice + twice.T - float(miss @ step) * np.outer(unit, unit)
-        if not np.isfinite(s).all():
-            self.secant = False
-            return None
-        return s
 
     def _step(self, number: int) -> tuple[Step, str]:
         """One trial step from the current point, and a key of REASONS if the search ends with it."""
@@ -324,7 +173,7 @@ class TrustRegionSearch:
         finite = bool(np.isfinite(trial.f).all())
         objective = float(trial.f @ trial.f) if finite else np.inf
         decrease = 0.5 * (local.objective - objective)
-        trial_noise = self._noise(trial, objective**0.5) if finite else np.inf
+        trial_noise = self.linearizer.noise(trial, objective**0.5) if finite else np.inf
         usable = finite and trial.deficiency <= local.point.deficiency
         if below_noise:
             accepted = usable and decrease >= -noise and trial_noise <= noise and length < self.previous

@@ -146,7 +146,7 @@ def test_the_path_does_not_depend_on_units():
 
 def test_the_secant_term_makes_the_end_superlinear(monkeypatch):
     fast = large_residual().search([15.0, -2.0], scale=40.0)
-    monkeypatch.setattr("pinvnn.varpro._trust_region.SECANT_LIMIT", 0)
+    monkeypatch.setattr("pinvnn.varpro._local.SECANT_LIMIT", 0)
     slow = large_residual().search([15.0, -2.0], scale=40.0)
     assert fast.converged, fast.reason
     for found in (fast, slow):
