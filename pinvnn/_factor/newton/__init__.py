@@ -13,8 +13,8 @@ projector on it, which changes no step.
 
 Here ``xp`` is always :class:`NumPy` or :class:`Graph`: whose arrays the arguments are. Files, from the ground up:
 arrays, objective, hessian (factored), basis (of the features), preconditioners, conjugate_gradients, solve (H^-1 b);
-working (cheap products for large problems), quasi_newton (a start for them), certificate (whether more is needed),
-large (one of them), minimizer, path.
+existence (of a minimizer), working (cheap products for large problems), quasi_newton (a start for them), certificate
+(whether more is needed), large (one of them), minimizer, path.
 """
 
 from .arrays import Graph as Graph

@@ -1,7 +1,7 @@
 """The Hessian: formed and factored, or as an operator."""
 
 from .arrays import transposed
-from .objective import free_features
+from .objective import free_features, without_common_shift
 
 # Largest (N c) for which the Hessian is formed and factored; conjugate gradients beyond.
 DENSE = 1200
@@ -14,29 +14,51 @@ def is_large(n, c):
 
 def curvature(xp, a, w, p, l2):
     """H ``(..., c N, c N)``, classes first, with the projectors on the common shifts of free features."""
-    m, n = a.shape[-2:]
-    c, batch = p.shape[-1], tuple(a.shape[:-2])
-    rows = (p[..., :, :, None] * a[..., :, None, :]).reshape(*batch, m, c * n)
-    weight = w[..., None]
-    own = transposed(a)[..., None, :, :] @ (transposed(weight * p)[..., None] * a[..., None, :, :])  # (..., c, n, n)
+    c, scale = p.shape[-1], xp.sum(w[..., None] * a * a, axis=-2)
     free = free_features(xp, l2)[..., 0]
-    scale = xp.sum(weight * a * a, axis=-2)
     shift = free * xp.where(scale > 0, scale, xp.ones_like(scale)) / c
-    eye_c, eye_n = xp.eye(c, dtype=xp.float64), xp.eye(n, dtype=xp.float64)
-    diagonal = own + eye_n * transposed(l2 + 0 * p[..., :1, :])[..., None]
-    blocks = eye_c[:, None, :, None] * diagonal[..., :, :, None, :]
-    blocks = blocks + (eye_n * shift[..., None])[..., None, :, None, :]
-    return blocks.reshape(*batch, c * n, c * n) - transposed(rows) @ (weight * rows)
+    blocks = (xp.eye(a.shape[-1], dtype=xp.float64) * shift[..., None])[..., None, :, None, :]
+    return _hessian(xp, a, w, p, l2, blocks)
+
+
+def _hessian(xp, a, w, p, l2, more):
+    """H as it is, and ``more`` (..., c or 1, N, c or 1, N). Each entry is right to rounding, for all probabilities."""
+    (m, n), c, batch = a.shape[-2:], p.shape[-1], tuple(a.shape[:-2])
+    eye, eye_n = xp.eye(c, dtype=xp.float64), xp.eye(n, dtype=xp.float64)
+    weight = w[..., None]
+    # For 1 - p the sum of the others: where p is 1 to rounding it is all that is left of S.
+    variance = weight * p * (p @ (1 - eye))
+    own = transposed(a)[..., None, :, :] @ (transposed(variance)[..., None] * a[..., None, :, :])  # (..., c, n, n)
+    own = own + eye_n * transposed(l2 + 0 * p[..., :1, :])[..., None]
+    rows = (p[..., :, :, None] * a[..., :, None, :]).reshape(*batch, m, c * n)
+    across = (transposed(rows) @ (weight * rows)).reshape(*batch, c, n, c, n)
+    blocks = eye[:, None, :, None] * own[..., :, :, None, :] - (1 - eye)[:, None, :, None] * across + more
+    return blocks.reshape(*batch, c * n, c * n)
+
+
+def scaled_hessian(xp, a, w, p, l2):
+    """H ``(..., c N, c N)`` in units in which its diagonal is 1, and these units.
+
+    In H a free feature keeps the weight of one class, which changes the common shift of a solution only. A projector on
+    the shift would drown what curvature is left to a class that is told from the others by far.
+    """
+    c, free = p.shape[-1], free_features(xp, l2)
+    eye_c, eye_n = xp.eye(c, dtype=xp.float64), xp.eye(a.shape[-1], dtype=xp.float64)
+    sizes = transposed(a * a) @ (w[..., None] * p * (p @ (1 - eye_c)))  # (..., N, c)
+    first = xp.argmax(sizes, axis=-1, keepdims=True) == xp.arange(c)
+    pinned = transposed(free * xp.where(first, xp.where(sizes > 0, sizes, xp.ones_like(sizes)), xp.zeros_like(sizes)))
+    k = _hessian(xp, a, w, p, l2, eye_c[:, None, :, None] * (eye_n * pinned[..., None])[..., :, :, None, :])
+    unit = 1 / xp.sqrt(xp.maximum(xp.diagonal(k, 0, -2, -1), 1e-290))  # units of the features: no pivot decides by them
+    return k * unit[..., None] * unit[..., None, :], unit
 
 
 def factored_solve(xp, a, w, p, l2, b):
     """``H^-1 b``; the common shift of free features must not be in ``b``."""
     n, c = b.shape[-2:]
-    k = curvature(xp, a, w, p, l2)
-    unit = 1 / xp.sqrt(xp.maximum(xp.diagonal(k, 0, -2, -1), 1e-290))  # units of the features: no pivot decides by them
-    right = unit[..., None] * transposed(b).reshape(*b.shape[:-2], n * c, 1)
-    x = xp.solve(k * unit[..., None] * unit[..., None, :], right)
-    return transposed((unit[..., None] * x).reshape(*b.shape[:-2], c, n))
+    k, unit = scaled_hessian(xp, a, w, p, l2)
+    x = xp.solve(k, unit[..., None] * transposed(b).reshape(*b.shape[:-2], n * c, 1))
+    x = transposed((unit[..., None] * x).reshape(*b.shape[:-2], c, n))
+    return without_common_shift(xp, x, free_features(xp, l2))
 
 
 def times_hessian(xp, a, w, p, l2, u):

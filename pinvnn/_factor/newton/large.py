@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from .certificate import Certificate
 from .conjugate_gradients import conjugate_gradients
+from .existence import is_minimum
 from .hessian import times_hessian
 from .objective import free_features, residual_and_loss, without_common_shift
 from .preconditioners import preconditioner
@@ -91,6 +92,8 @@ def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
             continue
         t, v, value = t + length * step, v + length * moved, best
         if found and (value > 0 or not t.any()):  # F of rows is 0 at infinity only
+            if not certificate.applies and not is_minimum(xp, a, y, w, l2, v):
+                break
             return t, steps + 1, decrement / value if value > 0 else 0.0
         if found or not decrement > 0:
             break

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .arrays import transposed
 from .basis import basis_kind, features_of, in_basis, is_nearly_diagonal, out_of_basis, penalty_of_all
 from .conjugate_gradients import conjugate_gradients
+from .existence import is_certain, is_minimum, is_still
 from .hessian import factored_solve, is_large
 from .large import FINE, MOST_STEPS, minimize_large
 from .objective import free_features, residual_and_loss, without_common_shift
@@ -77,6 +78,7 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
     t = xp.zeros((*batch, n, c), dtype=xp.float64)
     v = xp.zeros((*batch, a.shape[-2], c), dtype=xp.float64)
     free = free_features(xp, l2)
+    certain = is_certain(xp, a, l2)
     lengths = xp.array(_LENGTHS, dtype=xp.float64).reshape(-1, *(1,) * (len(batch) + 2))
 
     def objective(v, t):
@@ -103,6 +105,7 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
             found = xp.logical_and(abs(decrement) <= 1e-10 * value, squared)
         near = decrement <= 1e-3 * value
         moved = a @ step
+        found = xp.logical_and(found, xp.logical_or(certain, is_still(xp, moved)))
         trials = objective(v[None] + lengths * moved[None], t[None] + lengths * step[None])
         best = xp.min(trials, axis=0)
         length = xp.take(lengths.reshape(-1), xp.argmin(trials, axis=0))
@@ -114,6 +117,11 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
         last, done, steps = decrement, xp.logical_or(done, found), count + 1
         if xp.adaptive and xp.logical_or(done, decrement != decrement).all():
             break
+    if xp.adaptive:
+        l2 = xp.broadcast_to(l2, (*batch, *l2.shape[-2:]))
+        for i in xp.ndindex(*batch):
+            if done[i] and not certain[i]:
+                done[i] = is_minimum(xp, a[i], y[i], w[i], l2[i], v[i])
     return Fitted(xp.where(done, t, t * math.nan), steps, (decrement / value)[..., 0, 0])
 
 
