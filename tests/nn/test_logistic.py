@@ -220,6 +220,68 @@ def test_a_certificate_bounds_the_newton_decrement(spread, l2):
         assert exact <= certificate.decrement(g) * (1 + 1e-6)
 
 
+def apart(seed, chosen, c=3, gap=8.0):
+    """Rows of ``c`` classes that overlap, of which the ``chosen`` are told from the others by features 0 and 2."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(60) % c
+    x = rng.normal(size=(60, 5)) + 0.5 * y[:, None]
+    x[:, [0, 2]] += gap * np.isin(y, chosen)[:, None]
+    return x, y
+
+
+SEPARATED = {
+    "one of three": ([0], 3, [0, 1, 0, 1e6, 1e-6]),
+    "by one feature": ([0], 3, [0, 1, 1, 1, 1]),
+    "two of four": ([0, 1], 4, [0, 1, 0, 1, 1e-6]),
+    "no penalty": ([0, 1], 4, [0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", SEPARATED)
+def test_free_features_that_separate_classes_leave_no_minimizer(monkeypatch, kind, large):
+    chosen, c, l2 = SEPARATED[kind]
+    x, y = apart(28, chosen, c)
+    monkeypatch.setattr(newton.hessian, "DENSE", 0 if large else 1200)
+    readout = LogisticReadout(5, c, l2=wide(l2)[:, None])
+    with pytest.raises(ValueError, match="must be a minimizer"):
+        readout.fit(wide(x), mx.array(y))
+    both = np.stack([x, np.random.default_rng(0).normal(size=x.shape)])
+    weight = np.array(readout.solve(wide(both), mx.array(np.stack([y, y])))[0])
+    assert np.array_equal(np.isnan(weight).all(axis=(1, 2)), [True, False])
+
+
+def test_free_features_that_separate_one_class_give_nan_in_a_graph():
+    x, y = apart(28, [0])
+    solve = mx.vmap(lambda x: LogisticReadout(5, 3, l2=wide([0, 1, 0, 1, 1])[:, None]).solve(x, mx.array(y))[0])
+    both = np.stack([x, np.random.default_rng(0).normal(size=x.shape)])
+    assert np.array_equal(np.isnan(np.array(solve(wide(both)))).all(axis=(1, 2)), [True, False])
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("small", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_penalised_features_may_separate_classes_beside_free_ones(monkeypatch, small, large):
+    x, y = apart(29, [0])
+    l2 = np.array([small, 1, small, 0, 0])
+    monkeypatch.setattr(newton.hessian, "DENSE", 0 if large else 1200)
+    readout = LogisticReadout(5, 3, l2=wide(l2)[:, None]).fit(wide(x), mx.array(y))
+    weight, logits = np.array(readout.weight).T, np.array(readout(wide(x)))
+    miss, _ = newton.residual_and_loss(newton.NumPy(), logits, np.eye(3)[y])
+    terms = x.T @ np.abs(miss) + l2[:, None] * np.abs(weight)  # those whose sum is 0, by class
+    assert (np.abs(x.T @ miss + l2[:, None] * weight) < 0.01 * terms).all()  # logits of class 0 to 0.01
+
+
+@pytest.mark.parametrize("c", [2, 3, 5])
+@pytest.mark.parametrize("l2", [1e-8, 1e-10, 1e-12])
+def test_tiny_penalties_hold_separable_classes(monkeypatch, l2, c):
+    x, y, _ = blobs(30, rows=40, features=5, classes=c, spread=10)
+    small = LogisticReadout(5, c, l2=l2).fit(wide(x), mx.array(y))
+    monkeypatch.setattr(newton.hessian, "DENSE", 0)
+    large = LogisticReadout(5, c, l2=l2).fit(wide(x), mx.array(y))
+    largest = np.abs(np.array(small.weight)).max()
+    np.testing.assert_allclose(np.array(large.weight), np.array(small.weight), rtol=0, atol=1e-7 * largest)
+
+
 def test_large_problems_without_a_minimizer_say_so(monkeypatch):
     monkeypatch.setattr(newton.hessian, "DENSE", 0)
     x, y, _ = blobs(15, spread=20)

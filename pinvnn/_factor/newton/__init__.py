@@ -8,8 +8,8 @@ D = diag(w) and Y the labels as one-hot rows,
     H U  = A^T D S(A U) + l2 o U,    S(X) = P o X - P o rowsum(P o X).
 
 Adding one number to a feature's weights of all classes changes nothing but the penalty. Where a feature has none
-("free", the intercept above all), its weights sum to 0: H is singular in that direction and gets a multiple of the
-projector on it, which changes no step.
+("free", the intercept above all), its weights sum to 0: H is singular in that direction, and what is added to it there
+changes no step.
 
 Here ``xp`` is always :class:`NumPy` or :class:`Graph`: whose arrays the arguments are. Files, from the ground up:
 arrays, objective, hessian (factored), basis (of the features), preconditioners, conjugate_gradients, solve (H^-1 b);

@@ -1,7 +1,7 @@
 """The Hessian: formed and factored, or as an operator."""
 
 from .arrays import transposed
-from .objective import free_features, without_common_shift
+from .objective import free_features, shares_penalty, without_common_shift
 
 # Largest (N c) for which the Hessian is formed and factored; conjugate gradients beyond.
 DENSE = 1200
@@ -37,28 +37,33 @@ def _hessian(xp, a, w, p, l2, more):
 
 
 def scaled_hessian(xp, a, w, p, l2):
-    """H ``(..., c N, c N)`` in units in which its diagonal is 1, and these units.
+    """H ``(..., c N, c N)`` without its part for common shifts, in units in which its diagonal is 1, and these units.
 
-    In H a free feature keeps the weight of one class, which changes the common shift of a solution only. A projector on
-    the shift would drown what curvature is left to a class that is told from the others by far.
+    Where all classes have the same penalty, H takes a shift to l2 times it, and what sums to 0 to what sums to 0. Here
+    l2 is left out for shifts, and a feature keeps the weight of one class instead. l2 itself would be lost in rounding,
+    and a projector on the shifts would drown what curvature is left to a class that is told from the others by far.
     """
-    c, free = p.shape[-1], free_features(xp, l2)
+    c, shared = p.shape[-1], shares_penalty(xp, l2)
     eye_c, eye_n = xp.eye(c, dtype=xp.float64), xp.eye(a.shape[-1], dtype=xp.float64)
-    sizes = transposed(a * a) @ (w[..., None] * p * (p @ (1 - eye_c)))  # (..., N, c)
+    sizes = transposed(a * a) @ (w[..., None] * p * (p @ (1 - eye_c))) + l2  # (..., N, c)
     first = xp.argmax(sizes, axis=-1, keepdims=True) == xp.arange(c)
-    pinned = transposed(free * xp.where(first, xp.where(sizes > 0, sizes, xp.ones_like(sizes)), xp.zeros_like(sizes)))
-    k = _hessian(xp, a, w, p, l2, eye_c[:, None, :, None] * (eye_n * pinned[..., None])[..., :, :, None, :])
+    kept = transposed(shared * xp.where(first, xp.where(sizes > 0, sizes, xp.ones_like(sizes)), xp.zeros_like(sizes)))
+    shifts = (eye_n * transposed(shared * l2[..., :1]))[..., None, :, None, :] / c
+    more = eye_c[:, None, :, None] * (eye_n * kept[..., None])[..., :, :, None, :] - shifts
+    k = _hessian(xp, a, w, p, l2, more)
     unit = 1 / xp.sqrt(xp.maximum(xp.diagonal(k, 0, -2, -1), 1e-290))  # units of the features: no pivot decides by them
     return k * unit[..., None] * unit[..., None, :], unit
 
 
 def factored_solve(xp, a, w, p, l2, b):
     """``H^-1 b``; the common shift of free features must not be in ``b``."""
-    n, c = b.shape[-2:]
+    (n, c), shared = b.shape[-2:], shares_penalty(xp, l2)
+    shift = shared * xp.mean(b, axis=-1, keepdims=True)
     k, unit = scaled_hessian(xp, a, w, p, l2)
-    x = xp.solve(k, unit[..., None] * transposed(b).reshape(*b.shape[:-2], n * c, 1))
-    x = transposed((unit[..., None] * x).reshape(*b.shape[:-2], c, n))
-    return without_common_shift(xp, x, free_features(xp, l2))
+    x = xp.solve(k, unit[..., None] * transposed(b - shift).reshape(*b.shape[:-2], n * c, 1))
+    x = without_common_shift(xp, transposed((unit[..., None] * x).reshape(*b.shape[:-2], c, n)), shared)
+    penalty = l2[..., :1]
+    return x + xp.where(penalty > 0, shift / xp.where(penalty > 0, penalty, xp.ones_like(penalty)), 0 * shift)
 
 
 def times_hessian(xp, a, w, p, l2, u):

@@ -7,7 +7,7 @@ from .certificate import Certificate
 from .conjugate_gradients import conjugate_gradients
 from .existence import is_minimum
 from .hessian import times_hessian
-from .objective import free_features, residual_and_loss, without_common_shift
+from .objective import residual_and_loss, shares_penalty, without_common_shift
 from .preconditioners import preconditioner
 from .quasi_newton import approach
 from .working import Working
@@ -48,7 +48,7 @@ def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
     exact = preconditioner(xp, a, w, l2, orthogonal)
     working, certificate = Working(xp, a, y, w, l2, exact), Certificate(xp, a, y, w, l2)
     # Weights on which all classes have the same penalty, or none, sum to 0 over the classes.
-    balanced = xp.ones((a.shape[-1], 1)) if l2.shape[-1] == 1 else free_features(xp, l2)
+    balanced = shares_penalty(xp, l2)
 
     def enough(g, value):
         return certificate.applies and certificate.decrement(g * working.unit) <= _AMPLE * accuracy.bound * value
@@ -60,28 +60,31 @@ def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
     def objective(t, v):
         return float(w @ residual_and_loss(xp, v, y)[1] + xp.sum(l2 * t * t) / 2)
 
+    def gradient(t, miss):
+        return without_common_shift(xp, xp.thin(a.T, w[:, None] * miss) + l2 * t, balanced)
+
     value = objective(t, v)
     for steps in range(MOST_STEPS):
-        miss, certain = residual_and_loss(xp, v, y)[0], False
-        if certificate.applies:
-            t, v, miss, certain = certificate.balanced(t, v)
-            value = objective(t, v)
-        g = without_common_shift(xp, xp.thin(a.T, w[:, None] * miss) + l2 * t, balanced)
-        if certain and value > 0 and (bound := certificate.decrement(g)) <= accuracy.bound * value:
-            return t, steps, bound / value
+        miss, _ = residual_and_loss(xp, v, y)
+        g = gradient(t, miss)
+        if certificate.applies and 0 < certificate.decrement(g) <= 10 * accuracy.bound * value:
+            near, _, miss_near, optimal = certificate.balanced(t, v)
+            if optimal and (bound := certificate.decrement(gradient(near, miss_near))) <= accuracy.bound * value:
+                return near, steps, bound / value
         p, tolerance = miss + y, _tolerance(excess, accuracy)
         step = working.solve(p, -g, tolerance) if single else None
         if step is None:
             inverse, single = exact.of_spread(exact.spread(p)), False
             step = conjugate_gradients(xp, a, w, p, l2, -g, tolerance, inverse)
-            step = without_common_shift(xp, step, balanced)  # rounding, by a large inverse
+        step = without_common_shift(xp, step, balanced)  # rounding, which the inverse makes large
         decrement = -float(xp.vdot(g, step))
         # See minimizer.py: a minimizer at infinity lets the decrement fall by a constant factor only.
         squared = decrement <= 0.05 * last or last <= 1e-26 * value
-        found = decrement <= 1e-26 * value or (abs(decrement) <= accuracy.decrement * value and squared)
-        if found and single and not _is_solution(xp, a, w, p, l2, step, g, exact.of_spread(exact.spread(p))):
-            single = False
-            continue
+        found = abs(decrement) <= 1e-26 * value or (abs(decrement) <= accuracy.decrement * value and squared)
+        if single and (found or decrement <= 0):
+            single = decrement > 0 and _is_solution(xp, a, w, p, l2, step, g, exact.of_spread(exact.spread(p)))
+            if not single:
+                continue
         moved = xp.thin(a, step)
         trials = ((objective(t + s * step, v + s * moved), s) for s in _LENGTHS)
         best, length = _best(trials, value, decrement <= 1e-3 * value)
@@ -97,6 +100,7 @@ def minimize_large(xp, a, y, w, l2, orthogonal, accuracy, start=None):
             return t, steps + 1, decrement / value if value > 0 else 0.0
         if found or not decrement > 0:
             break
+        single = single and not (decrement <= 1e-3 * value and decrement > 0.1 * last)  # else float32 does not do
         last, excess = decrement, tolerance**2 * decrement / value
     return t * math.nan, steps + 1, math.nan
 

@@ -13,7 +13,7 @@ from .conjugate_gradients import conjugate_gradients
 from .existence import is_certain, is_minimum, is_still
 from .hessian import factored_solve, is_large
 from .large import FINE, MOST_STEPS, minimize_large
-from .objective import free_features, residual_and_loss, without_common_shift
+from .objective import residual_and_loss, shares_penalty, without_common_shift
 from .preconditioners import preconditioner
 
 # Lengths of a step that are tried. Beyond 1: on separable classes Newton's own step is too short by far.
@@ -77,7 +77,7 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
     inverse = preconditioner(xp, a, w, l2, orthogonal) if large else None
     t = xp.zeros((*batch, n, c), dtype=xp.float64)
     v = xp.zeros((*batch, a.shape[-2], c), dtype=xp.float64)
-    free = free_features(xp, l2)
+    shared = shares_penalty(xp, l2)
     certain = is_certain(xp, a, l2)
     lengths = xp.array(_LENGTHS, dtype=xp.float64).reshape(-1, *(1,) * (len(batch) + 2))
 
@@ -90,16 +90,17 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
     for count in range(MOST_STEPS if xp.adaptive else GRAPH_STEPS):
         miss, _ = residual_and_loss(xp, v, y)
         g = transposed(a) @ (w[..., None] * miss) + l2 * t
-        g, p = without_common_shift(xp, g, free), miss + y
+        g, p = without_common_shift(xp, g, shared), miss + y
         if inverse is None:
             step = -factored_solve(xp, a, w, p, l2, g)
         else:
             step = -conjugate_gradients(xp, a, w, p, l2, g, 1e-3, inverse.of_spread(inverse.spread(p)))
+        step = without_common_shift(xp, step, shared)  # a shift of g by rounding is divided by l2
         decrement = -xp.sum(g * step, axis=(-2, -1), keepdims=True)
         # Near a minimum the decrement falls by its square. A minimizer at infinity (separable classes without a
         # penalty) lets it fall by a constant factor only, and is none.
         if last is None:
-            done, found = decrement > math.inf, decrement <= 1e-26 * value
+            done, found = decrement > math.inf, abs(decrement) <= 1e-26 * value
         else:
             squared = xp.logical_or(decrement <= 0.05 * last, last <= 1e-26 * value)
             found = xp.logical_and(abs(decrement) <= 1e-10 * value, squared)
@@ -117,7 +118,7 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
         last, done, steps = decrement, xp.logical_or(done, found), count + 1
         if xp.adaptive and xp.logical_or(done, decrement != decrement).all():
             break
-    if xp.adaptive:
+    if xp.adaptive and done is not None:
         l2 = xp.broadcast_to(l2, (*batch, *l2.shape[-2:]))
         for i in xp.ndindex(*batch):
             if done[i] and not certain[i]:

@@ -18,6 +18,11 @@ def free_features(xp, l2):
     return xp.where(xp.max(xp.abs(l2), axis=-1, keepdims=True) == 0, 1.0 + 0 * l2[..., :1], 0 * l2[..., :1])
 
 
+def shares_penalty(xp, l2):
+    """1.0 for the features whose weights have the same penalty, or none, for all classes, ``(..., N, 1)``."""
+    return xp.ones_like(l2) if l2.shape[-1] == 1 else free_features(xp, l2)
+
+
 def without_common_shift(xp, b, free):
     """``b`` (..., N, c) less its mean over the classes where the feature is free."""
     return b - free * xp.mean(b, axis=-1, keepdims=True)
