@@ -237,6 +237,30 @@ SEPARATED = {
 }
 
 
+@pytest.mark.parametrize("grid", [10.0 ** np.arange(2, -5, -1), [1.0, 0.9, 0.9, 1e-6], [1e-3, 10.0]])
+def test_a_path_of_penalties_has_the_minimizer_of_each_and_starts_near_it(monkeypatch, grid):
+    x, y, w = blobs(31, rows=60, features=20, classes=4)
+    xp, a, hot = newton.NumPy(), np.column_stack([x - x.mean(axis=0), np.ones(60)]), np.eye(4)[y]
+    counts, count = [], newton.quasi_newton._direction
+
+    def counted(*args):
+        counts[-1] += 1
+        return count(*args)
+
+    def objective(t, l2):
+        return w @ newton.residual_and_loss(xp, a @ t, hot)[1] + l2 / 2 * np.sum(t[:-1] ** 2)
+
+    monkeypatch.setattr(newton.quasi_newton, "_direction", counted)
+    path = newton.Path(xp, a, hot, w)
+    for l2 in grid:
+        counts.append(0)
+        t = path.next(float(l2), 1e-4)
+        exact = newton.minimize(xp, a, hot, w, np.array([[l2], [0.0]])).t
+        assert objective(t, l2) <= objective(exact, l2) * (1 + 1e-3)
+    if len(grid) == 7:
+        assert sum(counts[3:]) < 32  # 53 where each starts from the one before
+
+
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("kind", SEPARATED)
 def test_free_features_that_separate_classes_leave_no_minimizer(monkeypatch, kind, large):
