@@ -149,8 +149,8 @@ def row_values(
     total = s * s + penalty
     c = kept * penalty / mx.where(total == 0, mx.ones_like(total), total)
     squares = u * u
-    largest, smallest = mx.max(total, axis=-1), mx.min(mx.where(kept > 0, total, total[..., :1]), axis=-1)
-    cond = mx.sqrt(largest / mx.where(smallest > 0, smallest, largest))
+    # Features without a penalty beside others have been factored apart.
+    cond = mx.maximum(_spread(total, kept, penalty > 0), _spread(total, kept, penalty <= 0))
     noise = eps * (16 + cond)
     q = root * p.b
     of_intercept = None if p.means is None else root[..., 0] / mx.sqrt(weight)
@@ -187,6 +187,14 @@ def row_values(
     u, leverage = (none, none) if plain is None else (plain.u, plain.leverage)
     values = u, residual, leverage, rest, lost, doubt, kept
     return RowValues(*(mx.stop_gradient(value) for value in values))
+
+
+def _spread(squares: mx.array, kept: mx.array, among: mx.array) -> mx.array:
+    """Root of the ratio of the largest to the smallest of the ``squares`` (..., n) that are kept, ``(...)``; or 1."""
+    counts = mx.logical_and(mx.logical_and(kept > 0, among), squares > 0)
+    largest = mx.max(mx.where(counts, squares, 0), axis=-1)
+    smallest = mx.min(mx.where(counts, squares, largest[..., None]), axis=-1)
+    return mx.sqrt(mx.where(largest > 0, largest / mx.where(largest > 0, smallest, 1), 1))
 
 
 # By how much rounding errors of singular vectors must grow in a row to be of interest.

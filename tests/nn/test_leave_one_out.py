@@ -349,6 +349,16 @@ def test_a_large_row_is_right_or_nan_in_graphs(case, wrapper):
         assert np.isnan(got[3]) or abs(got[3] - want) < 2e-3 * abs(want) + 1e-6 * abs(y[3, 0]), f"{size}"
 
 
+def test_a_feature_twice_of_which_one_is_penalized():
+    """The penalized one has nothing left but rounding noise, whose size is none of the others' business."""
+    rng = np.random.default_rng(9)
+    x, y, w = rng.normal(size=(6, 1)).repeat(2, axis=1), rng.normal(size=(6, 1)), rng.uniform(0.3, 3, 6)
+    x[3] *= 1e2
+    for l2 in (np.array([0.0, 2e-3]), np.array([5.0, 0.0])):
+        for bias in (True, False):
+            close(errors_of(x, y, w, l2, bias), numpy_refits(x, y, w, l2, bias), 1e-9)
+
+
 def test_predictions_beside_a_large_row_keep_the_digits_of_float32():
     """Its target moves the mean by 1e5, which the others, if centred in float32, would be rounded by."""
     x, y, _, _ = with_a_large_row(14, 2, 1.0, mx.float32, 1e6)
