@@ -34,6 +34,7 @@ from ._factor.values import (
 )
 from ._mlx import dtypes
 from ._mlx.blocks import times
+from ._mlx.centred import Matrix, in_float64, rounded
 from ._mlx.complex import embed, h, stack, unstack
 from ._mlx.place import CPU, astype, large, on_cpu
 from ._rules.dual import dual_solution
@@ -65,9 +66,9 @@ class Factorization:
         tall: The matrix that was factored, weights apart.
     """
 
-    def __init__(self, a: mx.array, w: mx.array | None, cutoffs: Cutoffs = (None, None)):
+    def __init__(self, a: Matrix, w: mx.array | None, cutoffs: Cutoffs = (None, None)):
         self.a, self.w, self._cutoffs = a, w, cutoffs
-        self.tall = a if w is not None or a.shape[-2] >= a.shape[-1] else h(a)
+        self.tall = a if w is not None or a.shape[-2] >= a.shape[-1] else h(rounded(a))
 
     def with_weights(self, w: mx.array) -> "Factorization":
         """The same factors for weights ``(..., m)`` of the same values, whose derivatives are others."""
@@ -75,7 +76,7 @@ class Factorization:
         other.w = w
         return other
 
-    def solve(self, b: mx.array) -> mx.array:
+    def solve(self, b: Matrix) -> mx.array:
         """The solution for ``b`` (..., m, k): ``(..., n, k)`` in the dtype of A, or stacked float64."""
         raise NotImplementedError
 
@@ -105,9 +106,10 @@ class Factorization:
             return p if self.tall is self.a else h(p)
         f = self.vectors
         with on_cpu():  # B A^H D
-            return _times_weights(inverse(gram_handle(self.a, self.w, f), stack(h(self.a)), f), f.r, self.a, self.w)
+            right = stack(h(rounded(self.a)))
+            return _times_weights(inverse(gram_handle(self.a, self.w, f), right, f), f.r, rounded(self.a), self.w)
 
-    def residuals(self, b: mx.array, x: mx.array) -> mx.array:
+    def residuals(self, b: Matrix, x: mx.array) -> mx.array:
         """Weighted sums of squared residuals ``(..., k)``, float64, of the stacked solution ``x`` for ``b``."""
         w = None if self.w is None else astype(self.w, mx.float64)
         return sums_of_squares(exact_residual(self.a, b, x), w, self.a.dtype)
@@ -162,10 +164,11 @@ class Truncated(Factorization):
         f, left = self._f, self._left
         if self.tall is self.a:
             return attach_solve(self.a, b, self.w, None, f, solve_value(self.a, b, self.w, f, left))
-        return attach_adjoint(self.tall, b, f, adjoint_value(self.tall, b, f, left))
+        a, b = rounded(self.tall), rounded(b)
+        return attach_adjoint(a, b, f, adjoint_value(a, b, f, left))
 
     def tall_pinv(self):
-        a, f, left = self.tall, self._f, self._left
+        a, f, left = rounded(self.tall), self._f, self._left
         if a.dtype == mx.complex64 or a.shape[-2] >= 4 * a.shape[-1]:
             return attach_pinv(a, f, astype(pinv_value(a, f, left), a.dtype))
         # For nearly square A it pays to keep the left singular vectors: the gradient then needs no other n^3 product.
@@ -198,7 +201,8 @@ class FullRank(Factorization):
         if self.tall is self.a:
             value = full_rank_solve_value(self.a, b, self.w, known)
             return attach_solve(self.a, b, self.w, None, known.right, value)
-        return attach_adjoint(self.tall, b, known.right, full_rank_adjoint_value(self.tall, b, known))
+        a, b = rounded(self.tall), rounded(b)
+        return attach_adjoint(a, b, known.right, full_rank_adjoint_value(a, b, known))
 
     def residuals(self, b, x):
         # The solution is a minimizer: nothing is solved for the gradient.
@@ -212,7 +216,8 @@ class FullRank(Factorization):
             return objective_at_minimum(self.a, b, self.w, none, RidgeInverse(right, "feature"), x, ax)
 
     def tall_pinv(self):
-        return attach_pinv(self.tall, self._known.right, full_rank_pinv_value(self.tall, self._known, self._verified))
+        a = rounded(self.tall)
+        return attach_pinv(a, self._known.right, full_rank_pinv_value(a, self._known, self._verified))
 
     def logdet(self):
         if self.tall is not self.a:
@@ -223,9 +228,9 @@ class FullRank(Factorization):
 class Square(Factorization):
     """By the inverse of a verified matrix."""
 
-    def __init__(self, a, value: mx.array):
+    def __init__(self, a: mx.array, value: mx.array):
         super().__init__(a, None)
-        self._inverse = value
+        self._square, self._inverse = a, value
 
     @cached_property
     def factor(self) -> RightFactor:
@@ -240,10 +245,11 @@ class Square(Factorization):
         return mx.full(self.a.shape[:-2], self.a.shape[-1], mx.int32)
 
     def solve(self, b):
-        return attach_square_solve(self.a, b, self._inverse, square_value(self.a, b, self._inverse))
+        b = rounded(b)
+        return attach_square_solve(self._square, b, self._inverse, square_value(self._square, b, self._inverse))
 
     def tall_pinv(self):
-        return attach_inverse(self.a, self._inverse)
+        return attach_inverse(self._square, self._inverse)
 
 
 class Penalized(Factorization):
@@ -270,7 +276,7 @@ class Penalized(Factorization):
         f = self._inverse
         with on_cpu():
             k = gram_handle(self.a, self.w, f)
-            return _times_weights(penalized_inverse(k, self._l2, stack(h(self.a)), f), f.scale, self.a, self.w)
+            return _times_weights(penalized_inverse(k, self._l2, stack(h(rounded(self.a))), f), f.scale, self.a, self.w)
 
     def logdet(self):
         """Logarithm of the determinant of A^H D A + L."""
@@ -285,7 +291,7 @@ class Dual(Factorization):
         super().__init__(a, w, cutoffs)
         self._l2 = l2
         with on_cpu():
-            self._rows = embed(a)
+            self._rows = embed(rounded(a)) if a.dtype == mx.complex64 else in_float64(a)
             self._inverse, _ = inverse_of_ridge(
                 self._rows, self._row_weights, l2, "dual", dtypes.real(a.dtype), method=method
             )
@@ -300,7 +306,8 @@ class Dual(Factorization):
 
     def solve(self, b):
         with on_cpu():
-            return dual_solution(self._rows, stack(b), self._row_weights, self._l2, self._inverse.f)
+            b = stack(rounded(b)) if b.dtype == mx.complex64 else in_float64(b)
+            return dual_solution(self._rows, b, self._row_weights, self._l2, self._inverse.f)
 
     def pinv(self):
         """A^H (A A^H + l2 D^-1)^-1: the solutions for unit vectors."""

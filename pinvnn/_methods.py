@@ -11,6 +11,7 @@ from ._factor.full_rank import full_rank, inverse_by_lu
 from ._factor.ridge_inverse import ridge_route
 from ._factorizations import Cutoffs, Dual, Factorization, FullRank, Penalized, Square, Truncated
 from ._mlx import checks
+from ._mlx.centred import Matrix, rounded
 from ._mlx.complex import h
 
 
@@ -80,12 +81,12 @@ def check_ridge_method(name: str, method: str, l2: mx.array) -> None:
 
 
 def factor_problem(
-    a: mx.array,
+    a: Matrix,
     w: mx.array | None = None,
     rtol: mx.array | float | None = None,
     atol: mx.array | float | None = None,
     method: str = "auto",
-    b: mx.array | None = None,
+    b: Matrix | None = None,
 ) -> Factorization:
     """Factor a problem without a penalty by the method, "auto" by the fastest that is verified to be accurate.
 
@@ -101,22 +102,22 @@ def factor_problem(
     w = None if w is None else mx.broadcast_to(w, (*a.shape[:-2], m))
     if method != "auto" and METHODS[method].factorization is Truncated:
         return Truncated(a, w, rtol, atol, method)
-    tall = a if w is not None or m >= n else h(a)
+    tall = a if w is not None or m >= n else h(rounded(a))
     known = full_rank(tall, rtol, atol, w, b if tall is a else None, method)
     if known is None:
         return Truncated(a, w, rtol, atol)
-    if method == "auto" and w is None and (value := inverse_by_lu(a)) is not None:
-        return Square(a, value)
+    if method == "auto" and w is None and m == n and (value := inverse_by_lu(rounded(a))) is not None:
+        return Square(rounded(a), value)
     return FullRank(a, w, known, rtol, atol, method == "auto", b)
 
 
 def factor_ridge(
-    a: mx.array,
+    a: Matrix,
     w: mx.array | None,
     l2: mx.array,
     method: Any = "auto",
     unpenalized: bool = False,
-    b: mx.array | None = None,
+    b: Matrix | None = None,
     cutoffs: Cutoffs = (None, None),
 ) -> Factorization:
     """Factor a problem with a penalty, in its n x n or its m x m form.

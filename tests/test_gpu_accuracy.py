@@ -159,13 +159,45 @@ def on_the_cpu_device():
         pytest.skip("compares the CPU with an emulated GPU")
 
 
-# With an intercept the centred rows are rounded to float32, and the condition number multiplies that.
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n == "residuals" or ("loss" in n and "intercept" not in n)])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n == "residuals" or ("loss" in n and "logistic" not in n)])
 @pytest.mark.parametrize("kind", ["condition 1e4", "means of 1000"])
 def test_the_gradient_of_a_residual_has_its_digits(kind, name):
     a, b = PROBLEMS[kind]
     want = value_and_gradients(FUNCTIONS[name], a, b, exact=True)
     assert max(errors(value_and_gradients(FUNCTIONS[name], a, b), want)) < 1e-6
+
+
+# Rows that are rounded when they are centred are those of another problem.
+WITH_INTERCEPT = {
+    "projected_loss": lambda a, b: with_intercept(1e-6).projected_loss(a, b),
+    "projected_loss, l2 = 0": lambda a, b: with_intercept(0.0).projected_loss(a, b),
+    "projected_loss, by target": lambda a, b: with_intercept(mx.array([1e-6, 1e-3])).projected_loss(a, b),
+    "projected_loss, weights": lambda a, b: with_intercept(0.0).projected_loss(a, b, weights(a)),
+    "projected_loss, batch": lambda a, b: mx.sum(
+        with_intercept(1e-6).projected_loss(mx.stack([a, 2 * a]), b, mx.stack([weights(a), weights(a)[::-1]]))
+    ),
+    "loo_loss": lambda a, b: with_intercept(1e-6).loo_loss(a, b),
+    "loo_loss, l2 = 0": lambda a, b: with_intercept(0.0).loo_loss(a, b),
+    "loo_loss, weights": lambda a, b: with_intercept(1e-6).loo_loss(a, b, weights(a)),
+    "gcv": lambda a, b: with_intercept(1e-6).gcv(a, b),
+}
+CENTRED = {"condition 1e4": PROBLEMS["condition 1e4"], "about 300": problem(1e4, mean=300)}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", WITH_INTERCEPT)
+@pytest.mark.parametrize("kind", CENTRED)
+def test_an_intercept_costs_no_digits(kind, name, compiled):
+    a, b = CENTRED[kind]
+    want = value_and_gradients(WITH_INTERCEPT[name], a, b, exact=True)
+    assert max(errors(value_and_gradients(WITH_INTERCEPT[name], a, b, compiled=compiled), want)) < 2e-6
+
+
+@pytest.mark.parametrize("name", WITH_INTERCEPT)
+@pytest.mark.parametrize("kind", CENTRED)
+@pytest.mark.usefixtures("on_the_cpu_device")
+def test_an_intercept_costs_no_digits_on_a_gpu(monkeypatch, kind, name):
+    as_good_as_on_the_cpu(monkeypatch, WITH_INTERCEPT[name], *CENTRED[kind])
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

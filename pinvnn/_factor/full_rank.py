@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import crosses, in_basis
+from .._mlx.centred import Matrix, in_float64
 from .._mlx.eager import constants, evaluated_crosses, visible
 from .._mlx.place import CPU, on_cpu
 from .lapack import cholesky, svd, tri_inv
@@ -103,11 +104,11 @@ def full_rank_factor(v: mx.array, r: mx.array) -> RightFactor:
 
 
 def full_rank(
-    a: mx.array,
+    a: Matrix,
     rtol: mx.array | float | None = None,
     atol: mx.array | float | None = None,
     w: mx.array | None = None,
-    b: mx.array | None = None,
+    b: Matrix | None = None,
     method: str = "auto",
     entries: mx.Dtype | None = None,
 ) -> Certified | None:
@@ -143,7 +144,7 @@ def full_rank(
             return None
         if not exact:
             return Certified(f, rhs[0] if rhs else None)
-        f, q, z = corrected(f, a, w)
+        f, q, z = corrected(f, in_float64(a), w)
         return Certified(f, q=q, z=z)
 
 

@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross, crosses
+from .._mlx.centred import Matrix, in_float64
 from .._mlx.eager import evaluated_crosses, visible
 from .._mlx.place import on_cpu
 from .._mlx.shapes import same_batch
@@ -64,12 +65,12 @@ def ridge_route(method: RidgeMethod, shape: tuple[int, ...], l2: mx.array, dtype
 
 
 def inverse_of_ridge(
-    a: mx.array,
+    a: Matrix,
     w: mx.array | None,
     l2: mx.array,
     route: Route,
     entries: mx.Dtype,
-    b: mx.array | None = None,
+    b: Matrix | None = None,
     method: RidgeMethod = "auto",
 ) -> tuple[RidgeInverse, SolutionHints]:
     """R as constants, and by-products of its factorization from which :func:`solution` saves work or gains digits.
@@ -89,7 +90,7 @@ def inverse_of_ridge(
         exact = entries == mx.float64
         driver = "svd" if exact else "gram"
         if route == "dual":
-            rows = a if w is None else mx.sqrt(w)[..., None] * a
+            rows = in_float64(a) if w is None else mx.sqrt(w)[..., None] * in_float64(a)
             flat = rows.mT
             f = dual_by_cholesky(flat, l2, entries, lazy)
             if f is None:

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .._mlx import dtypes
 from .._mlx.blocks import cross
+from .._mlx.centred import Matrix, in_float64
 from .._mlx.place import on_cpu
 from .right_factor import RightFactor
 from .values import refined
@@ -110,7 +111,7 @@ def dual_value(f: RightFactor, a: mx.array, w: mx.array | None, l2: mx.array, x:
 
 
 def solution(
-    inverse: RidgeInverse, a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, hints: SolutionHints
+    inverse: RidgeInverse, a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, hints: SolutionHints
 ) -> mx.array:
     """The solution ``W`` (..., n, k) of the primal routes, float64."""
     left, rhs, q, z, good = hints
@@ -148,7 +149,7 @@ def _by_left_vectors(inverse: RidgeInverse, a, b, w, l2, left) -> mx.array:
     """``W`` by the singular value decomposition, with all its digits."""
     f, u = inverse.f, left[..., : a.shape[-2], :]
     d = reciprocals(inverse, l2, a.shape) * f.s[..., None]
-    right = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
+    right = in_float64(b) if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * in_float64(b)
     if inverse.route == "feature":
         return (f.v @ (d * (u.mT @ right.mT[..., None])))[..., 0].mT * inverse.scale
     return f.v @ (d * (u.mT @ right)) * f.r

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._mlx.blocks import cross
+from .._mlx.centred import Matrix, in_float64, rounded
 from .._mlx.place import on_cpu
 from .._mlx.slices import crosses_by_slices
 from .lapack import eigh, thin_svd
@@ -127,7 +128,7 @@ def _with_rank(v, s, r, finite, dtype, shape, rtol, atol) -> RightFactor:
 
 
 def right_factor(
-    a: mx.array,
+    a: Matrix,
     w: mx.array | None = None,
     rtol: mx.array | float | None = None,
     atol: mx.array | float | None = None,
@@ -150,7 +151,7 @@ def right_factor(
     """
     shape, entries = a.shape[-2:], entries or a.dtype
     if method == "slices":
-        gram = crosses_by_slices(mx.stop_gradient(a))[0]
+        gram = crosses_by_slices(mx.stop_gradient(rounded(a)))[0]
         with on_cpu():
             rtol, atol = tolerance_or_nan(rtol), tolerance_or_nan(atol)
             return right_factor_of_gram(gram, entries, shape, rtol, atol), None
@@ -160,7 +161,7 @@ def right_factor(
         w, rtol, atol = nan_where_negative(w), tolerance_or_nan(rtol), tolerance_or_nan(atol)
         if method == "gram":
             return right_factor_of_gram(cross(a, a, w), entries, shape, rtol, atol), None
-        wide = a.astype(mx.float64)
+        wide = in_float64(a)
         if w is not None:
             wide = mx.sqrt(w.astype(mx.float64))[..., None] * wide
         return _svd_factor(wide, entries, rtol, atol)
@@ -192,7 +193,7 @@ def _svd_factor(a: mx.array, dtype: mx.Dtype, rtol, atol) -> tuple[RightFactor, 
     return _with_rank(v, s, r, finite, dtype, (m, n), rtol, atol), mx.stop_gradient(left)
 
 
-def rank_of(a: mx.array, f: RightFactor) -> mx.array:
+def rank_of(a: Matrix, f: RightFactor) -> mx.array:
     """The rank of ``a``, ``(...)`` int32, according to its factor ``f``."""
     with on_cpu():
         count = mx.sum(f.kept, axis=-1)

@@ -3,6 +3,7 @@
 import mlx.core as mx
 
 from .._mlx.blocks import cross, times
+from .._mlx.centred import Matrix, in_float64
 from .._mlx.complex import h, stack
 from .._mlx.eager import evaluated_times
 from .._mlx.matmul import matmul
@@ -56,16 +57,16 @@ def full_rank_pinv_value(a: mx.array, known: Certified, visible: bool) -> mx.arr
         return known.z @ known.q.mT
 
 
-def solve_value(a: mx.array, b: mx.array, w, f: RightFactor, left: mx.array | None = None) -> mx.array:
+def solve_value(a: Matrix, b: Matrix, w, f: RightFactor, left: mx.array | None = None) -> mx.array:
     """The solution ``pinv(diag(sqrt(w)) a) diag(sqrt(w)) b``, stacked, with the factor ``f`` of the weighted matrix."""
     with on_cpu():
         if left is None:
             return inverse_value(f, cross(a, b, w)) * f.r * f.r
-        b = b if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * b
+        b = in_float64(b) if w is None else mx.sqrt(w.astype(mx.float64))[..., None] * in_float64(b)
         return scaled_vectors(f, 1) @ (left.mT @ b) * f.r
 
 
-def full_rank_solve_value(a: mx.array, b: mx.array, w, known: Certified) -> mx.array:
+def full_rank_solve_value(a: Matrix, b: Matrix, w, known: Certified) -> mx.array:
     """:func:`solve_value` at full rank."""
     with on_cpu():
         if known.q is not None:

@@ -7,6 +7,12 @@ from . import checks as checks
 from . import dtypes as dtypes
 from .attach import attach_like as attach_like
 from .blocks import ROWS_PER_BLOCK as ROWS_PER_BLOCK
+from .blocks import cross as cross
+from .centred import Centred as Centred
+from .centred import Matrix as Matrix
+from .centred import each as each
+from .centred import in_float64 as in_float64
+from .centred import rounded as rounded
 from .checks import array as array
 from .checks import fail as fail
 from .eager import visible as visible

@@ -6,7 +6,8 @@ and matrix products. A factorization is then never differentiated and never repe
 constants ("hints"). This is the ``state`` and ``transpose`` of lineax's solvers, in MLX.
 
 Arguments are arrays, None, or records: NamedTuples of arrays, records, None and strings, whose property ``cores`` says
-for each array how many of its trailing dimensions are no batch. ``mx.custom_function`` takes arrays alone, so that one
+for each array how many of its trailing dimensions are no batch; or :class:`Centred` matrices, which have derivatives
+as arrays do. ``mx.custom_function`` takes arrays alone, so that one
 is built, and kept, for each structure of the arguments.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from .centred import Centred
 from .place import large, on_cpu
 from .shapes import unbroadcast
 
@@ -31,7 +33,7 @@ def _flatten(x: Any, core: Any, leaves: list[mx.array], cores: list[int]) -> Any
         cores.append(core)
         return _ARRAY
     if isinstance(x, tuple):
-        of_fields = zip(x, core or cast(Any, x).cores, strict=True)
+        of_fields = zip(x, core if isinstance(core, tuple) else cast(Any, x).cores, strict=True)
         return type(x), tuple(_flatten(field, c, leaves, cores) for field, c in of_fields)
     return x
 
@@ -94,16 +96,21 @@ def attach(
         @f.vjp
         def _vjp(leaves, bar, out):
             args = restored(leaves)
-            pairs = zip(args, vjp(out, bar, *args), strict=False)
-            bars = [None if b is None else unbroadcast(b, x.shape) for x, b in pairs if x is not None]
+            bars: list[mx.array | None] = []
+            for x, b in zip(args, vjp(out, bar, *args), strict=False):
+                if x is not None:
+                    bars.append(None if b is None else unbroadcast(b, x.shape))
+                    bars += [None] * isinstance(x, Centred)  # its mean
             bars += [None] * (len(leaves) - len(bars))
             return tuple(_zeros(x) if b is None else b for x, b in zip(leaves, bars, strict=True))
 
         @f.jvp
         def _jvp(leaves, tangents):
-            moving = iter(tangents)
-            before = takewhile(lambda structure: not isinstance(structure, tuple), structures)  # the first record
-            along = [next(moving) if structure is _ARRAY else None for structure in before]
+            moving, along = iter(tangents), []
+            for structure in takewhile(lambda s: not isinstance(s, tuple) or s[0] is Centred, structures):
+                along.append(None if structure is None else next(moving))
+                if isinstance(structure, tuple):
+                    next(moving)  # its mean
             with place():
                 out = f(*leaves)
             return jvp(out, along, *restored(leaves))
@@ -148,10 +155,11 @@ def rules_like(fn: Callable[..., mx.array], count: int) -> tuple[Callable[..., A
         def of_moving(*moved):
             full = list(args)
             for i, x in zip(moving, moved, strict=True):
-                full[i] = x
+                full[i] = full[i]._replace(rows=x) if isinstance(full[i], Centred) else x
             return fn(*full)
 
-        return of_moving, [args[i] for i in moving]
+        moved = (args[i] for i in moving)
+        return of_moving, [x.rows if isinstance(x, Centred) else x for x in moved]
 
     def vjp(out, bar, *args):
         moving = [i for i in range(count) if args[i] is not None]

@@ -1,9 +1,11 @@
 """Large products summed in float64 on the CPU, one block of rows at a time: all rows are never copied to float64."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
-from .complex import fold, real_and_imaginary
-from .dtypes import real
+from .centred import Centred, Matrix, in_float64
+from .complex import fold
 from .place import on_cpu
 from .shapes import same_batch
 
@@ -11,19 +13,20 @@ from .shapes import same_batch
 ROWS_PER_BLOCK = 1024
 
 
-def cross(a: mx.array, b: mx.array, w: mx.array | None = None) -> mx.array:
+def cross(a: Matrix, b: Matrix, w: mx.array | None = None) -> mx.array:
     """``a^H diag(w) b`` of ``a`` (..., m, n) and ``b`` (..., m, k), stacked float64 ``(..., n or 2n, k)``."""
     return crosses(a, [b], w)[0]
 
 
-def crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = None) -> list[mx.array]:
+def crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None) -> list[mx.array]:
     """:func:`cross` of ``a`` with each of ``rights``, in one pass over ``a``."""
     with on_cpu():
         totals: list[mx.array] = []
         for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
-            left = real_and_imaginary(a[..., i : i + ROWS_PER_BLOCK, :])
-            scale = None if w is None else w[..., i : i + ROWS_PER_BLOCK, None].astype(mx.float64)
-            parts = [left if a is b else real_and_imaginary(b[..., i : i + ROWS_PER_BLOCK, :]) for b in rights]
+            rows = slice(i, i + ROWS_PER_BLOCK)
+            left = in_float64(a, rows)
+            scale = None if w is None else w[..., rows, None].astype(mx.float64)
+            parts = [left if a is b else in_float64(b, rows) for b in rights]
             parts = [left.mT @ (right if scale is None else right * scale) for right in parts]
             totals = [total + part for total, part in zip(totals, parts, strict=True)] if i else parts
         return [fold(total) if a.dtype == mx.complex64 else total for total in totals]
@@ -43,7 +46,7 @@ def in_basis(a: mx.array, v: mx.array, w: mx.array | None = None) -> tuple[mx.ar
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2), total
 
 
-def times(a: mx.array, x: mx.array, rounded: bool = True) -> mx.array:
+def times(a: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
     """``a x`` of ``a`` (..., m, n) and stacked float64 ``x`` (..., n or 2n, k), rounded to ``a.dtype`` at the end.
 
     If it is not rounded, it is float64, complex rows as [Re | Im].
@@ -51,32 +54,41 @@ def times(a: mx.array, x: mx.array, rounded: bool = True) -> mx.array:
     return _by_blocks(a, x, rounded=rounded)
 
 
-def residual(a: mx.array, b: mx.array, x: mx.array) -> mx.array:
+def residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
     """``b - a x``, likewise: the difference is taken in float64."""
     with on_cpu():
-        return _by_blocks(a, -x, b)
+        return _by_blocks(a, -x, lambda rows: in_float64(b, rows))
 
 
-def times_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
+def times_and_residual(a: Matrix, z: mx.array, b: Matrix, x: mx.array, r: mx.array) -> mx.array:
     """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``."""
     with on_cpu():
-        scaled = b * r.astype(real(b.dtype))
-        start = mx.concatenate([mx.zeros_like(scaled), scaled], axis=-1)
+
+        def start(rows):
+            wide = in_float64(b, rows)
+            scaled = [part * r for part in (mx.split(wide, 2, axis=-1) if b.dtype == mx.complex64 else [wide])]
+            return mx.concatenate([y for part in scaled for y in (mx.zeros_like(part), part)], axis=-1)
+
         return _by_blocks(a, mx.concatenate(same_batch(z, -x * r), axis=-1), start)
 
 
-def _by_blocks(a: mx.array, x: mx.array, start: mx.array | None = None, rounded: bool = True) -> mx.array:
-    """``start + a @ x``."""
+def _by_blocks(
+    a: Matrix, x: mx.array, start: Callable[[slice], mx.array] | None = None, rounded: bool = True
+) -> mx.array:
+    """``start + a @ x``; ``start`` gives a block of rows in float64."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
         blocks = [slice(i, i + ROWS_PER_BLOCK) for i in range(0, a.shape[-2], ROWS_PER_BLOCK)]
-        rows = [real_and_imaginary(a[..., block, :]) for block in blocks]
+        shift = None
+        if isinstance(a, Centred):  # With float64 sums this has the digits, too, and costs nothing.
+            a, shift = a.rows, a.mean @ x
+        rows = [in_float64(a, block) for block in blocks]
         if start is None:
-            rows = [left @ x for left in rows]
+            rows = [left @ x if shift is None else mx.addmm(-shift, left, x) for left in rows]
         else:
-            starts = (real_and_imaginary(start[..., block, :]) for block in blocks)
+            starts = (start(block) if shift is None else start(block) - shift for block in blocks)
             rows = [mx.addmm(c, left, x) for c, left in zip(starts, rows, strict=True)]
         if not rounded:
             return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2)

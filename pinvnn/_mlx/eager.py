@@ -1,8 +1,11 @@
 """Evaluation of arguments, which is possible outside of ``mx.compile`` and ``mx.vmap`` only."""
 
+from typing import Any
+
 import mlx.core as mx
 
 from .blocks import ROWS_PER_BLOCK, crosses, times
+from .centred import Centred, Matrix
 from .complex import fold
 from .place import on_cpu
 
@@ -10,7 +13,7 @@ from .place import on_cpu
 _LEAST_FOR_NUMPY = 2**22
 
 
-def visible(*arrays: mx.array | float | None) -> bool:
+def visible(*arrays: Matrix | float | None) -> bool:
     """Evaluate the arguments and return True, or return False inside ``mx.compile`` and ``mx.vmap``.
 
     These have no values yet. A GPU is waited for: its work is needed for the factorization in any case.
@@ -33,7 +36,7 @@ def constants(*arrays: mx.array) -> list[mx.array]:
     return [mx.array(np.asarray(x), x.dtype) for x in arrays]
 
 
-def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = None) -> list[mx.array]:
+def evaluated_crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None) -> list[mx.array]:
     """:func:`crosses` of visible arrays; large ones are evaluated by NumPy, without a graph.
 
     On Linux MLX's own CPU products of float64 are 10 to 50 times slower than those of NumPy, which also computes one
@@ -43,41 +46,54 @@ def evaluated_crosses(a: mx.array, rights: list[mx.array], w: mx.array | None = 
         return crosses(a, rights, w)
     import numpy as np  # here, since it takes longer to import than all of MLX
 
-    def block(x, rows):
-        part = x[..., rows, :]
-        part = np.concatenate([part.real, part.imag], axis=-1) if np.iscomplexobj(part) else part
-        return part.astype(np.float64)
-
     mx.eval(a, rights, w)
-    left, others = np.asarray(a), [None if b is a else np.asarray(b) for b in rights]
+    left, others = _reader(a), [None if b is a else _reader(b) for b in rights]
     scale = None if w is None else np.asarray(w)[..., None]
     totals: list = [0.0] * len(rights)
     # NaN and Inf are arguments like others; what comes of them is checked later.
     with np.errstate(all="ignore"):
         for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
             rows = slice(i, i + ROWS_PER_BLOCK)
-            x = block(left, rows)
+            x = left(rows)
             xt = np.swapaxes(x, -1, -2)
             if scale is not None:
                 xt = xt * np.swapaxes(scale[..., rows, :], -1, -2)
             for j, b in enumerate(others):
-                totals[j] = totals[j] + xt @ (x if b is None else block(b, rows))
+                totals[j] = totals[j] + xt @ (x if b is None else b(rows))
     with on_cpu():
         products = [mx.array(total, mx.float64) for total in totals]
         return [fold(product) if a.dtype == mx.complex64 else product for product in products]
 
 
-def evaluated_times(a: mx.array, x: mx.array, rounded: bool = True) -> mx.array:
+def evaluated_times(a: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
     """:func:`times` of visible arrays; large real ones are evaluated by NumPy, without a graph."""
     if a.dtype == mx.complex64 or a.size * x.shape[-1] < _LEAST_FOR_NUMPY:
         return times(a, x, rounded)
     import numpy as np
 
     mx.eval(a, x)
-    left, right = np.asarray(a), np.asarray(x)
-    out = np.empty((*left.shape[:-1], right.shape[-1]), left.dtype if rounded else np.float64)
+    left, right = _reader(a.rows if isinstance(a, Centred) else a), np.asarray(x)
+    shift = np.asarray(a.mean) @ right if isinstance(a, Centred) else 0.0
+    batch = mx.broadcast_shapes(a.shape[:-2], x.shape[:-2])
+    dtype = np.float32 if rounded and a.dtype == mx.float32 else np.float64
+    out = np.empty((*batch, a.shape[-2], x.shape[-1]), dtype)
     with np.errstate(all="ignore"):
         for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
             rows = slice(i, i + ROWS_PER_BLOCK)
-            out[..., rows, :] = left[..., rows, :].astype(np.float64) @ right
-    return mx.array(out, a.dtype if rounded else mx.float64)
+            out[..., rows, :] = left(rows) @ right - shift
+    return mx.array(out, mx.float32 if dtype == np.float32 else mx.float64)
+
+
+def _reader(a: Matrix):
+    """What :func:`in_float64` does, by NumPy: a function of a slice of rows."""
+    import numpy as np
+
+    x, mean = (np.asarray(a.rows), np.asarray(a.mean)) if isinstance(a, Centred) else (np.asarray(a), None)
+
+    def block(rows: slice) -> Any:
+        part: Any = x[..., rows, :]
+        part = np.concatenate([part.real, part.imag], axis=-1) if np.iscomplexobj(part) else part
+        part = part.astype(np.float64)
+        return part if mean is None else np.subtract(part, mean, out=part)
+
+    return block

@@ -14,7 +14,7 @@ from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
 from .._mlx.attach import attach
 from .._mlx.blocks import times
-from .._mlx.complex import real_and_imaginary
+from .._mlx.centred import Matrix, in_float64
 from .._mlx.eager import evaluated_times, visible
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
@@ -27,8 +27,8 @@ from .solve import attach_solve
 
 
 def smallest_objective(
-    a: mx.array,
-    b: mx.array,
+    a: Matrix,
+    b: Matrix,
     w: mx.array | None,
     l2: mx.array,
     entries: mx.Dtype,
@@ -49,23 +49,25 @@ def smallest_objective(
     route = ridge_route(method, a.shape[-2:], l2, entries, unpenalized=False)
     if route == "dual":
         with on_cpu():
-            a, b, w = a.astype(mx.float64), b.astype(mx.float64), None if w is None else w.astype(mx.float64)
+            a, b, w = in_float64(a), in_float64(b), None if w is None else w.astype(mx.float64)
     inverse, hints = inverse_of_ridge(a, w, l2, route, entries, b, method)
     with on_cpu():  # Stopped: else a zero cotangent would meet the infinite slope of sqrt at weight 0, and be NaN.
-        dual = route == "dual"
-        x = dual_solution(a, b, w, l2, inverse.f) if dual else solution(inverse, a, b, w, l2, hints)
+        if route == "dual":
+            x = dual_solution(in_float64(a), in_float64(b), w, l2, inverse.f)
+        else:
+            x = solution(inverse, a, b, w, l2, hints)
         x = mx.stop_gradient(x)
         ax = (evaluated_times if visible(a, x) else times)(a, x, rounded=False)
         return objective_at_minimum(a, b, w, l2, inverse, x, ax)
 
 
 def objective_at_minimum(
-    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, inverse: RidgeInverse, x: mx.array, ax: mx.array
+    a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, inverse: RidgeInverse, x: mx.array, ax: mx.array
 ) -> mx.array:
     """The objective ``(..., k)``, float64, where its minimizer ``x`` and ``ax`` = A x are known."""
     with on_cpu():
         x, ax = mx.stop_gradient(x), mx.stop_gradient(ax)
-        rest = real_and_imaginary(b) - ax
+        rest = in_float64(b) - ax
         value = mx.sum(weigh(None if w is None else astype(w, mx.float64), rest * rest), axis=-2)
         value = value + mx.sum(l2 * x * x, axis=-2)
         return _envelope(a, b, w, l2, inverse, x, ax, value)

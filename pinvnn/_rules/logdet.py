@@ -10,6 +10,7 @@ import mlx.core as mx
 from .._factor.ridge_values import RidgeInverse, log_determinant
 from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
+from .._mlx.centred import Matrix
 from .._mlx.place import on_cpu
 from .._mlx.shapes import total
 from .products import gram_handle
@@ -17,7 +18,7 @@ from .ridge import penalized_inverse
 from .spectral import inverse_matrix
 
 
-def logdet(a: mx.array, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
+def logdet(a: Matrix, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
     """``log det(A^H D A + L)``, ``(...)`` in float64; -inf where ``f`` drops a singular value.
 
     Its derivative there is NaN. ``l2`` is ``(..., 1 or n, 1)``, of embedded problems ``(..., 1 or 2n, 1)``, or None.

@@ -12,6 +12,7 @@ from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach, attach_like
 from .._mlx.blocks import cross, times, times_and_residual
 from .._mlx.blocks import residual as residual_by_blocks
+from .._mlx.centred import Matrix, rounded
 from .._mlx.complex import embed, h, stack, unstack
 from .._mlx.dtypes import real
 from .._mlx.matmul import matmul
@@ -32,22 +33,22 @@ def weigh(w: mx.array | None, x: mx.array) -> mx.array:
 # --- With a narrow factor -------------------------------------------------------------------------
 
 
-def product(a: mx.array, x: mx.array, r: mx.array) -> mx.array:
+def product(a: Matrix, x: mx.array, r: mx.array) -> mx.array:
     """``A x`` for stacked float64 ``x`` (..., n or 2n, k), in the dtype of ``a``."""
     return _exact_product(a, x, r, times(a, x))
 
 
-def residual(b: mx.array, a: mx.array, x: mx.array, r: mx.array) -> mx.array:
+def residual(b: Matrix, a: Matrix, x: mx.array, r: mx.array) -> mx.array:
     """``b - A x`` for stacked float64 ``x``, which must not be rounded before: the difference has its digits."""
     return _exact_residual(b, a, x, r, residual_by_blocks(a, b, x))
 
 
-def product_and_residual(a: mx.array, z: mx.array, b: mx.array, x: mx.array, r: mx.array) -> mx.array:
+def product_and_residual(a: Matrix, z: mx.array, b: Matrix, x: mx.array, r: mx.array) -> mx.array:
     """``[A z | (b - A x) r]`` (..., m, 2k): both in one pass over ``a``; ``r`` is ``(..., 1, 1 or k)``."""
     return _exact_product_and_residual(a, z, b, x, r, times_and_residual(a, z, b, x, r))
 
 
-def cross_product(a: mx.array, b: mx.array, r: mx.array) -> mx.array:
+def cross_product(a: Matrix, b: Matrix, r: mx.array) -> mx.array:
     """``r A^H b``, stacked float64 ``(..., n or 2n, k)``."""
     return _exact_cross_product(a, b, r, _exact_cross(a, b, r))
 
@@ -57,13 +58,13 @@ def _product(a, x, r):
         x = unstack(x / r, a.dtype)
     r = astype(r, real(a.dtype))
     with large(a.dtype):
-        return matmul(a * r, x)
+        return matmul(rounded(a) * r, x)
 
 
 def _residual(b, a, x, r):
     ax = _product(a, x, r)
     with large(a.dtype):
-        return b - ax
+        return rounded(b) - ax
 
 
 def _product_and_residual(a, z, b, x, r):
@@ -77,7 +78,7 @@ def _product_and_residual(a, z, b, x, r):
 def _cross_product(a, b, r):
     r = astype(r, real(a.dtype))
     with large(a.dtype):
-        ab = matmul(h(a * r), b)
+        ab = matmul(h(rounded(a) * r), rounded(b))
     return stack(ab)
 
 
@@ -95,7 +96,7 @@ _exact_cross_product = attach_like(_cross_product, 2, 2, 2, 2, 2)
 # --- The Gram matrix: a handle --------------------------------------------------------------------
 
 
-def gram_handle(a: mx.array, w: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
+def gram_handle(a: Matrix, w: mx.array | None, f: RightFactor | RidgeInverse) -> mx.array:
     """An array of zeros, ``(..., n or 2n, n or 2n)``, with the derivative of K = r^2 A^H D A; never read."""
     with on_cpu():
         r, n = f.scale_of_gram, a.shape[-1] * (2 if a.dtype == mx.complex64 else 1)
@@ -113,14 +114,14 @@ def _gram_vjp(out, k_bar, a, w, r):
     r = astype(r, real(a.dtype))
     with large(a.dtype):
         am = am * r
-        return weigh(w, am), None if w is None else real_dot(a, am) / 2
+        return weigh(w, am), None if w is None else real_dot(rounded(a), am) / 2
 
 
 def gram_tangent(da, dw, a, w, r):
     """The tangent dK = r^2 (dA^H D A + A^H D dA + A^H dD A), embedded; ``da`` or ``dw`` is None where it is zero."""
     r = astype(r, real(a.dtype))
     with large(a.dtype):
-        parts, a = [], a * r
+        parts, a = [], rounded(a) * r
         if da is not None:
             da_a = matmul(h(da * r), weigh(w, a))
             parts.append(da_a + h(da_a))

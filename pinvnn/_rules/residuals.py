@@ -14,13 +14,14 @@ import mlx.core as mx
 
 from .._mlx.attach import attach
 from .._mlx.blocks import cross, times
-from .._mlx.complex import h, real_and_imaginary, unstack
+from .._mlx.centred import Matrix, in_float64
+from .._mlx.complex import h, unstack
 from .._mlx.matmul import matmul
 from .._mlx.place import large, on_cpu
 from .._mlx.shapes import total
 
 
-def exact_residual(a: mx.array, b: mx.array, x: mx.array, ax: mx.array | None = None) -> mx.array:
+def exact_residual(a: Matrix, b: Matrix, x: mx.array, ax: mx.array | None = None) -> mx.array:
     """``b - a x`` for stacked float64 ``x`` (..., n or 2n, k): float64 ``(..., m, k)``, or [Re | Im] ``(..., m, 2k)``.
 
     Args:
@@ -30,7 +31,7 @@ def exact_residual(a: mx.array, b: mx.array, x: mx.array, ax: mx.array | None = 
         ax: The value of ``a x`` as it was computed before by :func:`exact_product`.
     """
     with on_cpu():
-        return real_and_imaginary(b) - exact_product(a, x, ax)
+        return in_float64(b) - exact_product(a, x, ax)
 
 
 def sums_of_squares(rest: mx.array, w: mx.array | None, dtype: mx.Dtype) -> mx.array:
@@ -46,7 +47,7 @@ def sums_of_squares(rest: mx.array, w: mx.array | None, dtype: mx.Dtype) -> mx.a
         return sums
 
 
-def exact_product(a: mx.array, x: mx.array, value: mx.array | None = None) -> mx.array:
+def exact_product(a: Matrix, x: mx.array, value: mx.array | None = None) -> mx.array:
     """``a x``, likewise."""
     return _product(a, x, times(a, x, rounded=False) if value is None else value)
 

@@ -30,6 +30,7 @@ import mlx.core as mx
 from .._factor.ridge_values import RidgeInverse, reciprocals
 from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach, attach_like, rules_like
+from .._mlx.centred import Matrix, in_float64, rounded, with_batch
 from .._mlx.matmul import addmm, matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import same_batch
@@ -58,7 +59,7 @@ def inverse_root(kind: Kind, f: RightFactor, l2: mx.array, shape: tuple[int, ...
         return mx.stop_gradient(root), mx.ones((shape[-1], 1), mx.float64)
 
 
-def inverse_of(kind: Kind, a: mx.array, w: mx.array | None, l2: mx.array, f: RightFactor) -> mx.array:
+def inverse_of(kind: Kind, a: Matrix, w: mx.array | None, l2: mx.array, f: RightFactor) -> mx.array:
     """R ``(..., n, n)`` in float64, differentiable in A, w and L."""
     with on_cpu():
         eye, zero = mx.eye(a.shape[-1], dtype=mx.float64), mx.zeros((1, 1), mx.float64)
@@ -71,7 +72,7 @@ def inverse_of(kind: Kind, a: mx.array, w: mx.array | None, l2: mx.array, f: Rig
 
 
 def solution_of(
-    kind: Kind, a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array, f: RightFactor, value: mx.array
+    kind: Kind, a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, f: RightFactor, value: mx.array
 ) -> mx.array:
     """The solution ``(..., n, k)``: the float64 constant ``value`` with its derivatives attached."""
     if kind == "truncated":
@@ -86,7 +87,7 @@ def _plain(kind, a, b, w, l2, f, value):
     x, r = solution_of(kind, a, b, w, l2, f, value), inverse_of(kind, a, w, l2, f)
     rest = exact_residual(a, b, x)
     with on_cpu():
-        wide = astype(a, mx.float64)
+        wide = in_float64(a)
         leverage = mx.sum((wide @ r) * wide, axis=-1, keepdims=True)
         return mx.concatenate(same_batch(rest, leverage), axis=-1)
 
@@ -107,7 +108,7 @@ def _plain_bar(kind, which):
 
         with on_cpu():
             f = f._make(whole(y, *y.shape[y.ndim - core :]) for y, core in zip(f, f.cores, strict=True))
-            args = whole(a, m, n), whole(b, *b.shape[-2:]), whole(w, m), whole(l2, n, 1)
+            args = with_batch(a, batch), with_batch(b, batch), whole(w, m), whole(l2, n, 1)
             return vjp(None, bar, *args, f, whole(x, *x.shape[-2:]))[which]
 
     return attach_like(bar_of, 5, *_CORES, 2, None, 2, _CORES[which])
@@ -124,7 +125,7 @@ def _bars(kind, out, bar, b, w, f: RightFactor, root, u):
     with large(dtype):
         gu, wu = (2 * g) * u, weigh(w, u)
         c = matmul(u.mT, gu)
-        both = matmul(u.mT, mx.concatenate([weigh(w, b), -rho], axis=-1)).mT
+        both = matmul(u.mT, mx.concatenate([weigh(w, rounded(b)), -rho], axis=-1)).mT
         xi, zeta, m = both[..., :k, :], both[..., k:, :], -c  # xi and zeta transposed
         if truncated:
             z = matmul(zeta.mT, xi)
@@ -162,8 +163,8 @@ _rules = {kind: _build(kind) for kind in ("truncated", "shared", "feature")}
 
 def attach_residuals_and_leverages(
     kind: Kind,
-    a: mx.array,
-    b: mx.array,
+    a: Matrix,
+    b: Matrix,
     w: mx.array | None,
     l2: mx.array,
     f: RightFactor,

@@ -27,6 +27,7 @@ import mlx.core as mx
 from .._factor.ridge_values import RidgeInverse
 from .._factor.right_factor import RightFactor
 from .._mlx.attach import attach
+from .._mlx.centred import Matrix, rounded
 from .._mlx.complex import embed, h, stack, unembed, unstack
 from .._mlx.dtypes import real
 from .._mlx.matmul import matmul
@@ -49,7 +50,7 @@ from .spectral import inverse, split, turn
 
 
 def attach_solve(
-    a: mx.array, b: mx.array, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse, value: mx.array
+    a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array | None, f: RightFactor | RidgeInverse, value: mx.array
 ) -> mx.array:
     """The solution x, stacked float64, with its derivative in ``a``, ``b``, ``w`` (..., m) and ``l2``.
 
@@ -87,7 +88,7 @@ def _solve_vjp(x, bar, a, b, w, l2, f):
         if am is not None:
             y = am * r
             a_bar = a_bar + y
-            w_bars += [] if w is None else [real_dot(a, y) / 2]
+            w_bars += [] if w is None else [real_dot(rounded(a), y) / 2]
         return weigh(w, a_bar), weigh(w, az), total(w_bars) if w_bars else None, l2_bar
 
 
@@ -103,12 +104,12 @@ def _turned(a, b, w, k, x, bar, f: RightFactor):
             return product(a, stack(unembed(m, a.dtype)) if a.dtype == mx.complex64 else m, f.r)
         m = unembed(m, a.dtype)
     with large(a.dtype):
-        return matmul(a, m)
+        return matmul(rounded(a), m)
 
 
 def _weighed(w, b):
     with large(b.dtype):
-        return weigh(w, b)
+        return weigh(w, rounded(b))
 
 
 def _solve_jvp(x, tangents, a, b, w, l2, f):

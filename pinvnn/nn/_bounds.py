@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import mlx.core as mx
 
-from .._mlx import astype, checks, on_cpu
+from .._mlx import astype, checks, in_float64, on_cpu, rounded
 from .._nnls import check_bounds, lsq_linear
 from .._types import Bounds
 from ._problem import ReadoutProblem
@@ -36,7 +36,7 @@ def checked(name: str, bounds: Bounds | None, n: int, k: int) -> tuple[Bound, Bo
 def solution(p: ReadoutProblem) -> mx.array:
     """The minimizer within the bounds, ``(..., n, k)`` in the dtype of the problem."""
     assert p.bounds is not None
-    return lsq_linear(p.a, p.b, p.bounds, l2=0.0 if p.l2 is None else p.l2, weights=p.w)
+    return lsq_linear(rounded(p.a), rounded(p.b), p.bounds, l2=0.0 if p.l2 is None else p.l2, weights=p.w)
 
 
 def smallest_objectives(p: ReadoutProblem) -> mx.array:
@@ -46,7 +46,7 @@ def smallest_objectives(p: ReadoutProblem) -> mx.array:
     """
     x = astype(solution(p), mx.float64)
     with on_cpu():
-        rest = astype(p.b, mx.float64) - astype(p.a, mx.float64) @ x
+        rest = in_float64(p.b) - in_float64(p.a) @ x
         squares = rest * rest if p.w is None else astype(p.w, mx.float64)[..., None] * rest * rest
         loss = mx.sum(squares, axis=-2)
         return loss if p.l2 is None else loss + mx.sum(p.l2 * x * x, axis=-2)
@@ -70,7 +70,7 @@ def of_free_weights(p: ReadoutProblem) -> Callable[[ReadoutProblem], ReadoutProb
 
     def freed(p: ReadoutProblem) -> ReadoutProblem:
         with on_cpu():
-            a, b = astype(p.a, mx.float64), astype(p.b, mx.float64)
+            a, b = in_float64(p.a), in_float64(p.b)
             rows, targets = a[..., None, :, :] * free.mT[..., None, :], (b - a @ held).mT[..., None]
             l2 = p.l2
             if l2 is not None and l2.size > 1:  # a penalty of 0 on a column of zeros would be singular

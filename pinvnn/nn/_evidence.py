@@ -17,7 +17,7 @@ from numbers import Real
 import mlx.core as mx
 
 from .._factor import inverse_of_ridge
-from .._mlx import astype, checks, on_cpu
+from .._mlx import checks, in_float64, on_cpu
 from .._rules import logdet
 from .._types import ArrayLike
 from ._leave_one_out import per_target
@@ -72,10 +72,11 @@ def _log_determinant(p: ReadoutProblem) -> mx.array:
         flat = mx.sum(mx.where(l2 == 0, -mx.log(l2), mx.zeros_like(l2)), axis=(-2, -1))
         l2 = mx.where(l2 == 0, mx.ones_like(l2), l2)
         if l2.shape[-2] > 1:  # in units of the features in which each has a penalty of 1
-            a, l2 = astype(a, mx.float64) / mx.sqrt(l2).mT, mx.ones((1, 1), mx.float64)
+            a, l2 = in_float64(a) / mx.sqrt(l2).mT, mx.ones((1, 1), mx.float64)
+        entries = a.dtype
         if w is None and a.shape[-2] < a.shape[-1]:
-            a = a.mT
-    inverse, _ = inverse_of_ridge(a, w, l2, "feature", a.dtype)
+            a = in_float64(a).mT
+    inverse, _ = inverse_of_ridge(a, w, l2, "feature", entries)
     value = logdet(a, w, l2, inverse)
     with on_cpu():
         value = value - a.shape[-1] * mx.log(l2[..., 0, 0]) + flat

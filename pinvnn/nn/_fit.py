@@ -24,7 +24,7 @@ from .._factor import (
     solution,
     solve_value,
 )
-from .._mlx import ROWS_PER_BLOCK, astype, dtypes, large, on_cpu, same_batch, visible
+from .._mlx import ROWS_PER_BLOCK, Matrix, astype, dtypes, each, in_float64, on_cpu, same_batch, visible
 from .._rules import (
     Kind,
     attach_residual,
@@ -41,8 +41,8 @@ from .._rules import (
 from ._problem import ReadoutProblem
 from ._row_values import RowValues, digits_suffice, row_values, without_intercept
 
-# Rows that leave less than this have too few digits in float32, in which they were centred and their derivatives are
-# computed; and without them, others might count for the rank.
+# Rows that leave less than this have too few digits in float32, in which their derivatives are computed; and without
+# them, others might count for the rank.
 LITTLE = 1e-3
 
 
@@ -66,10 +66,7 @@ class FactoredProblem:
         """
         few = p.a.dtype == mx.float64 and p.a.shape[-2] <= 2 * p.a.shape[-1] and p.method == "auto"
         self.careful = careful or (few and not visible(p.a))
-        k = p.b.shape[-1]
-        with large(p.a.dtype):
-            b = p.b if p.means is None else mx.concatenate([p.b, mx.ones_like(p.b[..., :1])], axis=-1)
-        kind, f, x, left = self._minimum_norm(p, b) if p.l2 is None else self._penalized(p, b, p.l2)
+        kind, f, x, left = self._minimum_norm(p) if p.l2 is None else self._penalized(p, p.l2)
         with on_cpu():
             l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
             self._inverse_root, self._kept = inverse_root(kind, f, l2, p.a.shape)
@@ -77,35 +74,34 @@ class FactoredProblem:
             self._left = left
             if kind != "feature":
                 self._left_factor = f
-            self._x = mx.stop_gradient(x)  # with x_1 as a last column, see below
-            state = kind, p.a, p.b, p.w, l2, f, self._x[..., :k]
+            state = kind, p.a, p.b, p.w, l2, f, mx.stop_gradient(x)
             self.problem: ReadoutProblem = p
-            self._state: tuple[Kind, mx.array, mx.array, mx.array | None, mx.array, RightFactor, mx.array] = state
+            self._state: tuple[Kind, Matrix, Matrix, mx.array | None, mx.array, RightFactor, mx.array] = state
 
-    def _minimum_norm(self, p: ReadoutProblem, b: mx.array):
-        """The kind of R, its factor, the solution for ``b`` in float64, and left singular vectors or None."""
+    def _minimum_norm(self, p: ReadoutProblem):
+        """The kind of R, its factor, the solution in float64, and left singular vectors or None."""
         entries = p.entry_dtype
         tall = p.a.shape[-2] >= p.a.shape[-1] and (p.a.dtype == entries or p.method == "cholesky")
-        known = full_rank(p.a, None, None, p.w, b, p.method, entries) if tall and not self.careful else None
+        known = full_rank(p.a, None, None, p.w, p.b, p.method, entries) if tall and not self.careful else None
         self.certified = known is not None
         if known is not None:
-            return "feature", known.right, full_rank_solve_value(p.a, b, p.w, known), None
+            return "feature", known.right, full_rank_solve_value(p.a, p.b, p.w, known), None
         method = "svd" if p.a.dtype == mx.float64 else None
         f, left = right_factor(p.a, p.w, method=method, entries=entries)
-        return "truncated", f, solve_value(p.a, b, p.w, f, left), left
+        return "truncated", f, solve_value(p.a, p.b, p.w, f, left), left
 
-    def _penalized(self, p: ReadoutProblem, b: mx.array, l2: mx.array):
+    def _penalized(self, p: ReadoutProblem, l2: mx.array):
         """The same with a penalty."""
         self.certified = False
         by_feature = l2.shape[-2] > 1
         if self.careful and not by_feature:
             f, left = right_factor(p.a, p.w, method="svd", entries=p.entry_dtype)
             constants = RidgeInverse(in_range(f, l2), "shared")
-            return "shared", constants.f, solution(constants, p.a, b, p.w, l2, SolutionHints(left)), left
+            return "shared", constants.f, solution(constants, p.a, p.b, p.w, l2, SolutionHints(left)), left
         by_cholesky = by_feature or p.entry_dtype != mx.float64 or p.method == "cholesky"
         route = "feature" if by_cholesky else "shared"
-        constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, b, p.method)
-        x, f = solution(constants, p.a, b, p.w, l2, known), constants.f
+        constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, p.b, p.method)
+        x, f = solution(constants, p.a, p.b, p.w, l2, known), constants.f
         if constants.route == "shared":
             return "shared", f, x, known.left
         with on_cpu():  # The factor, which has an axis for targets, is of K + L.
@@ -162,7 +158,7 @@ class FactoredProblem:
             d = mx.where(on, f.s / mx.where(on, total, 1), 0)[..., None] * f.r
             root, u = without_intercept(p, self._left)
             fine_y = (u @ (d * f.v.mT)) * scale.mT / mx.where(root > 0, root, 1)
-            fine_x = scale * (f.v @ (d * (u.mT @ (root * p.b))))
+            fine_x = scale * (f.v @ (d * (u.mT @ (root * in_float64(p.b)))))
             return with_value(y, mx.where(root > 0, fine_y, y), 2), with_value(x, fine_x, 2)
 
     @property
@@ -195,7 +191,7 @@ class FactoredProblem:
     def values(self) -> RowValues:
         """Residuals and what is left of the rows as constants."""
         with on_cpu():
-            plain = _by_rows(_constant(self.problem), self._inverse_root, self._kept, self._x)
+            plain = _by_rows(_constant(self.problem), self._inverse_root, self._kept, self._state[-1])
             if self._left is None:
                 return plain
             kind, l2 = self._state[0], self.problem.l2
@@ -270,7 +266,7 @@ def vectors_by_feature(p: ReadoutProblem, l2: mx.array) -> tuple[RightFactor, Un
     with on_cpu():
         none, scale = l2 <= 0, _inverse_root_of(l2)
         w = mx.ones((1,), mx.float64) if p.w is None else mx.maximum(astype(p.w, mx.float64), 0)
-        rows = mx.sqrt(w)[..., None] * p.a
+        rows = mx.sqrt(w)[..., None] * in_float64(p.a)
         if visible(l2) and not mx.any(none).item():
             f, left = _with_left(rows * scale.mT)
             return f, Unpenalized(mx.zeros_like(left), mx.zeros_like(f.s)), left
@@ -305,7 +301,7 @@ def _with_left(rows: mx.array) -> tuple[RightFactor, mx.array]:
 def in_float64_of(p: ReadoutProblem) -> ReadoutProblem:
     """``p`` with float64 copies of its arrays; the accuracy of the entries stays as it was."""
     w = None if p.w is None else astype(p.w, mx.float64)
-    return p._replace(a=astype(p.a, mx.float64), b=astype(p.b, mx.float64), w=w)
+    return p._replace(a=in_float64(p.a), b=in_float64(p.b), w=w)
 
 
 def factored(p: ReadoutProblem, in_float64: Callable[[], ReadoutProblem]) -> FactoredProblem:
@@ -315,14 +311,11 @@ def factored(p: ReadoutProblem, in_float64: Callable[[], ReadoutProblem]) -> Fac
 
 
 # --- Values ---------------------------------------------------------------------------------------
-# Rounding leaves means c of A and d of b, which residuals and leverages feel at first order. With the weighted means
-# <.> over the rows, and x_1 = R A^T D 1 = sum(w) R c,
-#     (b_i - d) - (a_i - c) x = q_i - <q>,  q = b - A x,
-#     (a_i - c) R (a_i - c)^T = |u_i|^2 - 2 t_i + <t>,  t = A R c.
 
 
+# What is stopped here keeps no graph when it is evaluated inside a gradient, and gives its memory back.
 def _constant(p: ReadoutProblem) -> ReadoutProblem:
-    p = p._replace(a=mx.stop_gradient(p.a), b=mx.stop_gradient(p.b))
+    p = p._replace(a=each(p.a, mx.stop_gradient), b=each(p.b, mx.stop_gradient))
     if p.w is None:
         return p
     return p._replace(w=mx.stop_gradient(p.w), total_weight=mx.stop_gradient(p.total_weight))
@@ -330,36 +323,19 @@ def _constant(p: ReadoutProblem) -> ReadoutProblem:
 
 def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
     """U = A W in the dtype of A; residuals and leverages from it, summed in float64. Of constants."""
-    k, rows, parts = p.b.shape[-1], [], []
+    weights, rows, parts, norms = None if p.w is None else astype(p.w, mx.float64), [], [], mx.zeros((), mx.float64)
     for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
-        a, b = (v[..., i : i + ROWS_PER_BLOCK, :].astype(mx.float64) for v in (p.a, p.b))
-        u, ax = a @ root, a @ x
+        block = slice(i, i + ROWS_PER_BLOCK)
+        a = in_float64(p.a, block)
+        u = a @ root
         rows.append(u.astype(p.a.dtype))
-        parts.append((b - ax[..., :k], (u * u) @ kept, ax[..., k:]))
-    q, squares, t = (mx.concatenate(list(part), axis=-2) for part in zip(*parts, strict=True))
-    if p.means is not None:
-        t = t / _total(p)
-        q, squares = q - _mean(p, q), squares - 2 * t + _mean(p, t)
-    weight = 1.0 if p.w is None else p.w.astype(mx.float64)
-    share = 0.0 if p.means is None else 1 / _total(p)[..., 0]
-    rest = 1 - weight * (squares[..., 0] + share)
+        parts.append((in_float64(p.b, block) - a @ x, (u * u) @ kept))
+        norms = norms + mx.sum(a * a if weights is None else weights[..., block, None] * a * a, axis=-2)
+    residual, squares = (mx.concatenate(list(part), axis=-2) for part in zip(*parts, strict=True))
+    share = 0.0 if p.means is None else 1 / mx.where(p.total_weight == 0, 1, p.total_weight)[..., None]
+    rest = 1 - (1.0 if weights is None else weights) * (squares[..., 0] + share)
     # sum_i K_ii R_ii bounds the condition number for any scale of the columns; K + L, which it is of, has more.
-    with large(p.a.dtype):  # in the dtype of A, since it is only an estimate
-        weighted = p.a if p.w is None else mx.sqrt(mx.maximum(p.w, 0))[..., None] * p.a
-        norms = mx.sqrt(mx.sum(weighted * weighted, axis=-2))
-    with on_cpu():
-        norms = astype(norms, mx.float64)
-        loss = mx.sum(norms * norms * ((root * root) @ kept)[..., 0], axis=-1)
+    loss = mx.sum(norms * ((root * root) @ kept)[..., 0], axis=-1)
     loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
     noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.zeros((1,), mx.float64)
-    return RowValues(mx.concatenate(rows, axis=-2), q, squares, rest, noise, none, none)
-
-
-def _total(p: ReadoutProblem) -> mx.array:
-    total = p.total_weight[..., None, None]
-    return mx.where(total == 0, mx.ones_like(total), total)
-
-
-def _mean(p: ReadoutProblem, x: mx.array) -> mx.array:
-    x = x if p.w is None else astype(p.w, mx.float64)[..., None] * x
-    return mx.sum(x, axis=-2, keepdims=True) / _total(p)
+    return RowValues(mx.concatenate(rows, axis=-2), residual, squares, rest, noise, none, none)

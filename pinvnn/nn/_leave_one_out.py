@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import mlx.core as mx
 
 from .._factor import RightFactor, dual_by_cholesky, in_range, right_factor
-from .._mlx import astype, dtypes, large, on_cpu, visible
+from .._mlx import astype, dtypes, each, in_float64, large, on_cpu, visible
 from .._rules import free_degrees, gcv_score, inverse_of, kept_shrinkage, with_value
 from .._types import ReadoutMethod
 from ._balance import of_own_class, without_each, without_one_of_a_class
@@ -89,7 +89,7 @@ def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: I
         with on_cpu():
             assert p.w is not None
             one = (chosen.reshape(-1, *(1,) * (p.w.ndim - 1)) == mx.arange(m))[..., None].astype(mx.float64)
-            own = mx.sum(one * (p.b - p.a @ f.fine_solution), axis=-2, keepdims=True)
+            own = mx.sum(one * (in_float64(p.b) - in_float64(p.a) @ f.fine_solution), axis=-2, keepdims=True)
             found = found + mx.sum(one * own, axis=0)
     with on_cpu():
         return mx.where(doubtful[..., None], found, e)
@@ -98,7 +98,7 @@ def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: I
 def predictions(p: ReadoutProblem, left_out: mx.array) -> mx.array:
     """What the fits without a row predict for it, ``(..., m, k)`` in float64, from their errors; ``p`` in float64."""
     with on_cpu():
-        return astype(p.b, mx.float64) + (astype(p.means[1], mx.float64) if p.means else 0) - left_out
+        return in_float64(p.b) + (astype(p.means()[1], mx.float64) if p.means else 0) - left_out
 
 
 def nan_for_other_rows(predicted: mx.array, x: mx.array) -> mx.array:
@@ -114,8 +114,8 @@ def per_target(p: ReadoutProblem) -> ReadoutProblem:
         return p
     with on_cpu():
         return p._replace(
-            a=p.a[..., None, :, :],
-            b=p.b.mT[..., None],
+            a=each(p.a, lambda x: x[..., None, :, :]),
+            b=each(p.b, lambda x: x.mT[..., None]),
             w=None if p.w is None else p.w[..., None, :],
             l2=p.l2.mT[..., None],
             total_weight=p.total_weight[..., None],
@@ -187,14 +187,14 @@ def _primal(
 def _dual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
     f, c, values = _dual_parts(p)
     with on_cpu():
-        share = intercept(p)
-        kernel = p.a @ p.a.mT
-        alpha = c @ p.b
+        share, a, b = intercept(p), in_float64(p.a), in_float64(p.b)
+        kernel = a @ a.mT
+        alpha = c @ b
         if p.l2 is None:
             alone = mx.stop_gradient(values.rest) <= values.noise[..., None]
             norms = mx.where(alone, _diagonal(c), 1)
             rest = with_value(1 - _diagonal(kernel @ c) - share, values.rest, 1)
-            residual = with_value(p.b - kernel @ alpha, values.residual, 2)
+            residual = with_value(b - kernel @ alpha, values.residual, 2)
             rest = mx.where(alone, 1, rest)[..., None]
             return mx.where(alone[..., None], alpha / norms[..., None], residual / rest), values.doubt
         rest = with_value(p.l2[..., 0] * _diagonal(c) - share, values.rest, 1)
@@ -204,7 +204,7 @@ def _dual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
 def _dual_parts(p: ReadoutProblem, spectrum: bool = False) -> tuple[RightFactor, mx.array, RowValues]:
     """The factor of A^T, C with its derivatives, and residuals and rests as constants."""
     with on_cpu():
-        flat = p.a.mT
+        flat = in_float64(p.a).mT
         f, values = _dual_values(p, flat, spectrum)
         kind = "truncated" if p.l2 is None else "feature" if f.full else "shared"
         l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
@@ -236,9 +236,10 @@ def _cholesky_values(p: ReadoutProblem, f: RightFactor) -> RowValues:
     c = (f.v @ f.v.mT) * (f.r * f.r)
     part = p.l2[..., 0] * _diagonal(c)
     # |A A^T + l2| |C|, and C is at most 1 / l2.
-    noise = 8 * dtypes.eps(mx.float64) * (1 + mx.sum(p.a * p.a, axis=(-2, -1)) / p.l2[..., 0, 0])
+    a, b = in_float64(p.a), in_float64(p.b)
+    noise = 8 * dtypes.eps(mx.float64) * (1 + mx.sum(a * a, axis=(-2, -1)) / p.l2[..., 0, 0])
     none = mx.zeros((1, 1), mx.float64)
-    values = none, p.l2 * (c @ p.b), none, part - intercept(p), noise, mx.zeros((1,), mx.float64), none
+    values = none, p.l2 * (c @ b), none, part - intercept(p), noise, mx.zeros((1,), mx.float64), none
     return RowValues(*(mx.stop_gradient(value) for value in values))
 
 
@@ -342,10 +343,11 @@ def _dual_residual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
     """Residuals, and the degrees of freedom that are left."""
     f, c, values = _dual_parts(p, spectrum=True)
     with on_cpu():
+        a, b = in_float64(p.a), in_float64(p.b)
         if p.l2 is None:
             free = free_degrees(p.total_weight, mx.sum(f.kept, axis=-1), 0.0, p.means is not None)
-            return with_value(p.b - p.a @ (p.a.mT @ (c @ p.b)), values.residual, 2), free
+            return with_value(b - a @ (a.mT @ (c @ b)), values.residual, 2), free
         rank, shrinkage = kept_shrinkage(f.s, values.kept, p.l2[..., 0] * (f.r * f.r)[..., 0])
         free = free_degrees(p.total_weight, rank, shrinkage, p.means is not None)
         trace = p.l2[..., 0, 0] * mx.sum(_diagonal(c), axis=-1)
-        return with_value(p.l2 * (c @ p.b), values.residual, 2), with_value(trace, free, 0)
+        return with_value(p.l2 * (c @ b), values.residual, 2), with_value(trace, free, 0)

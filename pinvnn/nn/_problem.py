@@ -1,12 +1,17 @@
 """A readout problem, checked and centred: what solving, leave-one-out and uncertainty have in common."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from .._mlx import (
+    Centred,
+    Matrix,
     astype,
+    attach_like,
     checks,
+    cross,
     dtypes,
     large,
     on_cpu,
@@ -26,7 +31,8 @@ class ReadoutProblem(NamedTuple):
         w: Weights, ``(..., m)``, or None.
         l2: Penalty in float64, ``(1 or n, 1 or k)``; None for the solution of minimum norm.
         total_weight: Sum of the weights, or the number of rows, ``(...)`` in float64.
-        means: Of the features, ``(..., 1, n)``, and of the targets, ``(..., 1, k)``; None without an intercept.
+        means: Gives those of the features, ``(..., 1, n)``, and of the targets, ``(..., 1, k)``, differentiable; None
+            without an intercept.
         out_dtype: The dtype of results.
         entry_dtype: The dtype in which features and targets were given, which decides on rank and accuracy; ``a`` may
             be a float64 copy of float32 entries.
@@ -34,12 +40,12 @@ class ReadoutProblem(NamedTuple):
         bounds: Of the solution, as :func:`pinvnn.lsq_linear` takes them; None if there are none.
     """
 
-    a: mx.array
-    b: mx.array
+    a: Matrix
+    b: Matrix
     w: mx.array | None
     l2: mx.array | None
     total_weight: mx.array
-    means: tuple[mx.array, mx.array] | None
+    means: Callable[[], tuple[mx.array, mx.array]] | None
     out_dtype: mx.Dtype
     entry_dtype: mx.Dtype
     method: ReadoutMethod = "auto"
@@ -114,15 +120,43 @@ def centred(
             batch = max(x.ndim - 2, y.ndim - 2, 0 if w is None else w.ndim - 1)
             others = (without.reshape(-1, *(1,) * (batch + 1)) != mx.arange(x.shape[-2])).astype(work)
             w = others if w is None else others * w
-        means = None
-        if bias:
-            (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)
-            means = x_mean, y_mean
-            if l2 is None and x.size:
-                x = _without_noise(x, x_mean, entries)
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
-    return ReadoutProblem(x, y, w, l2, total, means, out, entries, method)
+    if bias and work == mx.float32 and x.size and (l2 is not None or x.shape[-2] > x.shape[-1]):
+        a, b = [_exactly_centred(v, w, total, l2 is None) for v in (x, y)]
+
+        def means():  # Summed anew in float32: on a GPU nothing has to cross for it.
+            with large(work):
+                return _centre(x, w)[1], _centre(y, w)[1]
+
+        return ReadoutProblem(a, b, w, l2, total, means, out, entries, method)
+    if not bias:
+        return ReadoutProblem(x, y, w, l2, total, None, out, entries, method)
+    with large(work):
+        (x, x_mean), (y, y_mean) = _centre(x, w), _centre(y, w)
+        if l2 is None and x.size:
+            x = _without_noise(x, x_mean, entries)
+    return ReadoutProblem(x, y, w, l2, total, lambda: (x_mean, y_mean), out, entries, method)
+
+
+def _exactly_centred(x: mx.array, w: mx.array | None, total: mx.array, twice: bool) -> Centred:
+    """float32 ``x`` less its weighted mean.
+
+    Without weights the sum of a constant feature is exact, and 0 is left of it; with weights if the mean is taken
+    ``twice``.
+    """
+    with on_cpu():
+        weights = mx.ones((x.shape[-2], 1), mx.float64) if w is None else astype(w, mx.float64)[..., None]
+        whole = mx.where(total == 0, mx.ones_like(total), total)[..., None, None]
+        whole_x = x
+        if w is not None:
+            whole_x = mx.broadcast_to(x, (*mx.broadcast_shapes(x.shape[:-2], w.shape[:-1]), *x.shape[-2:]))
+        rows = _deviations(x, w, whole_x)
+        fixed, weights, whole = (mx.stop_gradient(v) for v in (rows, weights, whole))
+        mean = cross(weights, fixed) / whole
+        if twice and w is not None:
+            mean = mean + cross(weights, Centred(fixed, mean)) / whole
+        return Centred(rows, mean)
 
 
 def _centre(x, w):
@@ -152,3 +186,7 @@ def _mean(x, w):
     # Weights that sum to 0 have no mean; 0 leaves the solution 0, where there is one.
     total = mx.sum(w, axis=-1)[..., None, None]
     return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / mx.where(total == 0, mx.ones_like(total), total)
+
+
+#: ``_deviations(x, w, value)``: ``value`` with the derivative of x less its weighted mean.
+_deviations = attach_like(lambda x, w: x - _mean(x, w), 2, 2, 1, 2)

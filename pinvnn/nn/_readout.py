@@ -303,7 +303,7 @@ class LeastSquaresReadout(Readout):
                 solution = solve(p)
                 weights.append(solution)
                 if p.means is not None:
-                    x_mean, y_mean = p.means
+                    x_mean, y_mean = p.means()
                     biases.append(y_mean - matmul(x_mean, solution))
         dtype = dtype or problems.centred[0].out_dtype
         weight = astype(problems.in_order(weights), dtype)

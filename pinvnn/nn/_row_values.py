@@ -20,7 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._factor import RightFactor, default_rtol
-from .._mlx import dtypes, on_cpu, same_batch
+from .._mlx import dtypes, in_float64, on_cpu, same_batch
 from ._problem import ReadoutProblem
 
 # Below this multiple of its rounding error, a rest has too few digits for entries of the dtype.
@@ -152,7 +152,7 @@ def row_values(
     # Features without a penalty beside others have been factored apart.
     cond = mx.maximum(_spread(total, kept, penalty > 0), _spread(total, kept, penalty <= 0))
     noise = eps * (16 + cond)
-    q = root * p.b
+    q = root * in_float64(p.b)
     of_intercept = None if p.means is None else root[..., 0] / mx.sqrt(weight)
     # Without what the fit explains, a target of a large row is no large one.
     unexplained = q if plain is None else mx.where(mx.isnan(plain.residual), q, root * plain.residual)

@@ -2,9 +2,10 @@
 
 import mlx.core as mx
 
+from .._factorizations import Factorization
 from .._lstsq import lstsq
-from .._methods import factor_problem
-from .._mlx import astype, large, matmul
+from .._methods import factor_problem, factor_ridge
+from .._mlx import Centred, astype, large, matmul
 from .._ridge import ridge
 from .._rules import envelope
 from . import _bounds
@@ -15,15 +16,23 @@ def solve(p: ReadoutProblem):
     """The solution ``(..., n, k)`` in the dtype of the problem."""
     if p.bounds is not None:
         return _bounds.solution(p)
+    if isinstance(p.a, Centred):
+        return astype(_factored(p).solve(p.b), p.a.dtype)
     if p.l2 is None:
         return lstsq(p.a, p.b, weights=p.w, method=p.method).solution
     return ridge(p.a, p.b, p.l2, weights=p.w, method=p.method)
 
 
+def _factored(p: ReadoutProblem) -> Factorization:
+    if p.l2 is None:
+        return factor_problem(p.a, p.w, method=p.method, b=p.b)
+    return factor_ridge(p.a, p.w, p.l2, p.method, b=p.b)
+
+
 def predict(p: ReadoutProblem, x: mx.array) -> mx.array:
     """Predictions ``(..., q, k)`` of the solution for rows ``x`` (..., q, n), in the dtype of the problem."""
     with large(p.a.dtype):
-        x_mean, y_mean = p.means or (0, 0)
+        x_mean, y_mean = p.means() if p.means else (0, 0)
         return matmul(astype(x, p.a.dtype) - x_mean, solve(p)) + y_mean
 
 
@@ -35,6 +44,9 @@ def smallest_objectives(p: ReadoutProblem) -> mx.array:
     """
     if p.bounds is not None:
         return _bounds.smallest_objectives(p)
+    if p.l2 is None and isinstance(p.a, Centred):
+        f = _factored(p)
+        return f.residuals(p.b, astype(f.solve(p.b), mx.float64))
     if p.l2 is None or p.a.size == 0 or p.b.size == 0:
         return astype(lstsq(p.a, p.b, weights=p.w, method=p.method).residuals, mx.float64)
     return envelope.smallest_objective(p.a, p.b, p.w, p.l2, p.entry_dtype, p.method)

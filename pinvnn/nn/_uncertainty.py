@@ -65,7 +65,7 @@ def uncertainty(p: ReadoutProblem, weights_are: str = "counts") -> Uncertainty:
         of_mean, of_bias = mx.zeros_like(variance), None
         x_mean = mx.zeros((1, p.a.shape[-1]), mx.float64)
         if p.means is not None:
-            x_mean = astype(p.means[0], mx.float64)
+            x_mean = astype(p.means()[0], mx.float64)
             of_mean = variance / p.total_weight[..., None]
             rows = x_mean[..., None, :, :]
             of_bias = of_mean + mx.sum((rows @ covariance) * rows, axis=(-2, -1))

@@ -2,7 +2,8 @@
 
 The operations that Python builds are recorded with their devices on an emulated GPU, and the graph is read from
 ``mx.export_to_dot``, where those arrays have names. What MLX adds in C++ has no record; it takes the device of what
-uses it, or of what it uses, and its arrays count without their bytes.
+uses it, or of what it uses, and its arrays count without their bytes. (Copies and custom functions take that of their
+last argument, which they hand on.)
 """
 
 import io
@@ -37,13 +38,13 @@ def crossings(fn, *args, compiled=False) -> tuple[int, int]:
 
 def _count(named, out):
     ends = {f"end_{i}_{x.nbytes}": x for i, x in enumerate(out)}
-    reads, writes = _edges(ends, {})[:2]  # all that the results need
+    reads, writes, _, copies = _edges(ends, {})  # all that the results need
     names = {}
     for i in range(0, len(named), _AT_A_TIME):
         some = {f"{device}_{i}_{x.nbytes}": x for i, (device, x) in enumerate(named[i : i + _AT_A_TIME])}
         names |= _edges(ends, some, reads)[2]
     names |= _edges(ends, {})[2]
-    devices, made_by = _devices(reads, writes, names)
+    devices, made_by = _devices(reads, writes, names, copies)
     users = {}
     for op in devices:
         for array in reads[op]:
@@ -52,6 +53,8 @@ def _count(named, out):
     for array, of_users in users.items():
         source = devices.get(made_by.get(array), _device(names.get(array, "")))
         if source is not None and of_users - {source}:
+            while array not in names and made_by.get(array) in copies:
+                array = reads[made_by[array]][-1]
             sizes.append(int(names[array].rsplit("_", 1)[1]) if array in names else 0)
     return len(sizes), sum(sizes)
 
@@ -81,14 +84,15 @@ def _edges(ends, some, known=None):
     for label in labels:
         place.setdefault(label, (label,))
     reads, writes = ({op: [place[x] for x in arrays] for op, arrays in side.items()} for side in (read, written))
-    return reads, writes, {place[label]: label for label in labels if _device(label)}
+    copies = set(re.findall(r'(\d+) \[label ="(?:CustomTransforms|Copy)"', text.getvalue()))
+    return reads, writes, {place[label]: label for label in labels if _device(label)}, copies
 
 
 def _device(name):
     return {"cpu_": "cpu", "gpu_": "gpu", "end_": "gpu"}.get(name[:4])
 
 
-def _devices(reads, writes, names):
+def _devices(reads, writes, names, copies):
     """The device of each operation, and the operation that made each array."""
     made_by = {array: op for op, arrays in writes.items() for array in arrays}
     live = set(reads)
@@ -102,9 +106,11 @@ def _devices(reads, writes, names):
         found = {}
         for op in live - set(devices):
             after = {devices[user] for name in writes[op] for user in readers.get(name, []) if user in devices}
-            before = {devices[made_by[name]] for name in reads[op] if made_by.get(name) in devices}
-            if after | before:
-                found[op] = min(after or before)
+            before = [devices.get(made_by.get(name), _device(names.get(name, ""))) for name in reads[op]]
+            if op in copies:
+                after, before = before[-1:], []
+            if known := {device for device in after or before if device}:
+                found[op] = min(known)
         if not found:
             return devices, made_by
         devices |= found
