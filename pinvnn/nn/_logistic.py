@@ -88,10 +88,11 @@ class LogisticReadout(LabelReadout):
         - weights: ``(..., m)``, non-negative; multiplied by those of the classes. A row of weight 0 takes no part.
         - weight: ``(..., c, n)`` and bias: ``(..., c)``, as in ``nn.Linear``.
 
-    There is no minimizer, and NaN, where a class has no row (its intercept goes to minus infinity; not with
-    ``bias=False``), and where features with ``l2 = 0`` separate the classes, or some of them from others that overlap.
-    The latter is told from a minimum by the Hessian, up to 1200 such features times classes. Beyond, and inside of
-    ``mx.compile`` and ``mx.vmap`` if it is several classes, large weights may pass for a minimizer.
+    There is no minimizer, or more than one, and NaN, where a class has no row (its intercept goes to minus infinity;
+    not with ``bias=False``), and where features with ``l2 = 0`` are collinear, separate the classes, or separate some
+    from others that overlap. The last is told from a minimum by the Hessian, up to 1200 such features times classes.
+    Beyond, and inside of ``mx.compile`` and ``mx.vmap`` if it is several classes, large weights may pass for a
+    minimizer.
 
     Raises:
         ValueError: If shapes do not fit, ``l2`` is negative, or a learnable ``l2`` is not positive.
@@ -172,8 +173,8 @@ class LogisticReadout(LabelReadout):
 
         Raises:
             ValueError: If ``x`` has more than two dimensions, a value is not finite, a weight is negative, a label is
-                not one of the classes, a class has no row, or there is no minimizer since ``l2`` is 0 and the classes
-                are separable.
+                not one of the classes, a class has no row, or there is no minimizer since features with ``l2 = 0``
+                separate classes or are collinear.
         """
         self._check_fit(x, y, weights)
         p = self._problem("fit", x, y, weights)
@@ -191,7 +192,8 @@ class LogisticReadout(LabelReadout):
             t = mx.array(found.t, dtype=mx.float64)
             if not bool(mx.all(mx.isfinite(t)).item()):
                 got, remedy = f"none after {found.steps} Newton steps with l2={self.l2}", "Pass l2 > 0."
-                self._fail("there must be a minimizer (are the classes separable?)", got, remedy, "fit")
+                rule = "there must be a minimizer (are the classes separable, or features collinear?)"
+                self._fail(rule, got, remedy, "fit")
         self._reason = f"converged: the Newton decrement fell to {float(found.decrement):.1e} of the objective"
         weight, bias = self._split(p, t)
         self._store(weight, bias)

@@ -275,6 +275,18 @@ def test_free_features_that_separate_classes_leave_no_minimizer(monkeypatch, kin
     assert np.array_equal(np.isnan(weight).all(axis=(1, 2)), [True, False])
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_collinear_features_without_a_penalty_have_no_minimizer(monkeypatch, large):
+    x, y, _ = blobs(32, rows=60, spread=0.3)
+    monkeypatch.setattr(newton.hessian, "DENSE", 0 if large else 1200)
+    rng = np.random.default_rng(32)
+    for more in (x, np.zeros((60, 1)), np.ones((60, 1)), x @ rng.normal(size=(3, 2))):
+        with pytest.raises(ValueError, match="features collinear"):
+            LogisticReadout(3 + more.shape[1], 3, l2=0.0).fit(wide(np.column_stack([x, more])), mx.array(y))
+    near = np.column_stack([x, x[:, :1] + 1e-4 * rng.normal(size=(60, 1))])
+    assert LogisticReadout(4, 3, l2=0.0).fit(wide(near), mx.array(y)).steps
+
+
 def test_free_features_that_separate_one_class_give_nan_in_a_graph():
     x, y = apart(28, [0])
     solve = mx.vmap(lambda x: LogisticReadout(5, 3, l2=wide([0, 1, 0, 1, 1])[:, None]).solve(x, mx.array(y))[0])

@@ -18,6 +18,8 @@ from .preconditioners import preconditioner
 
 # Lengths of a step that are tried. Beyond 1: on separable classes Newton's own step is too short by far.
 _LENGTHS = (1.0, 2.0, 4.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)
+# Least eigenvalue of A^T D A over N times the largest, below which features are taken for collinear.
+_COLLINEAR = 1e-15
 # Newton steps in a graph.
 GRAPH_STEPS = 24
 
@@ -51,7 +53,12 @@ def minimize(xp, a, y, w, l2, accuracy=FINE) -> Fitted:
     plain = kind == "eigenvectors" and xp.adaptive and is_nearly_diagonal(xp, a, w, l2, c)
     if kind is None or plain:
         return minimize_in_basis(xp, a, y, w, penalty_of_all(xp, l2, a.shape[-1]), plain, accuracy)
-    rows, q = in_basis(xp, a, w, features_of(a, l2), kind)
+    n = features_of(a, l2)
+    rows, q = in_basis(xp, a, w, n, kind)
+    if kind == "eigenvectors":  # collinear features without a penalty: as if not finite
+        sizes, free = xp.sizes(rows[..., :n], w), xp.max(l2[..., 0, :], axis=-1)[..., None] == 0
+        singular = xp.min(sizes, axis=-1, keepdims=True) <= _COLLINEAR * n * xp.max(sizes, axis=-1, keepdims=True)
+        rows = xp.where(xp.logical_and(free, singular)[..., None], rows * math.nan, rows)
     l2 = penalty_of_all(xp, l2, rows.shape[-1])
     found = minimize_in_basis(xp, rows, y, w, l2, True, accuracy)
     return found._replace(t=out_of_basis(xp, q, found.t))
