@@ -57,6 +57,8 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: InFloat64) -> m
 # Without vectors and values, what is left of a row is NaN below this multiple of its rounding error. That of float64 is
 # overestimated.
 _ENOUGH = {mx.float32: 1e3, mx.float64: 1.0}
+# A row that leaves this has moved the mean so far that the others, centred in float32, have three digits.
+_CENTRED = 1e-9
 # In float32 what is left of a row has a derivative with two digits above this.
 _DIFFERENTIABLE = 1e-5
 
@@ -148,6 +150,8 @@ def _primal(
         noise = f.noise[..., None]
         if not f.by_vectors:  # no values decided whether the rests have digits enough
             noise = noise * (TRUSTED[p.entry_dtype] if p.method == "cholesky" else _ENOUGH[p.entry_dtype])
+            if p.a.dtype == mx.float32 and p.means is not None:
+                noise = mx.maximum(noise, _CENTRED)
         alone = mx.stop_gradient(rest) <= noise
         if p.w is not None:
             alone = mx.logical_and(alone, p.w > 0)

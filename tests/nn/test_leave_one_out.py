@@ -349,6 +349,17 @@ def test_a_large_row_is_right_or_nan_in_graphs(case, wrapper):
         assert np.isnan(got[3]) or abs(got[3] - want) < 2e-3 * abs(want) + 1e-6 * abs(y[3, 0]), f"{size}"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mean_that_a_large_row_has_moved_is_seen_in_graphs(seed):
+    """One feature has no condition that would tell of it."""
+    for size in (1e5, 1e6, 3e6):
+        x, y, _, l2 = with_a_large_row(9, 1, 2e-3, mx.float32, size, seed)
+        predictions = mx.vmap(readout_of(1, l2, True).loo_predictions)
+        got = y[3] - predictions(array(x, mx.float32)[None], array(y, mx.float32)[None])[0, 3].item()
+        want = numpy_refits(x, y, np.ones(9), l2, True)[3]
+        assert np.isnan(got) or abs(got - want) < 3e-3 * abs(want)
+
+
 def test_a_feature_twice_of_which_one_is_penalized():
     """The penalized one has nothing left but rounding noise, whose size is none of the others' business."""
     rng = np.random.default_rng(9)
