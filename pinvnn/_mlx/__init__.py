@@ -19,6 +19,7 @@ from .eager import visible as visible
 from .linear_problem import without_unweighted as without_unweighted
 from .matmul import addmm as addmm
 from .matmul import matmul as matmul
+from .matmul import on_gpu as on_gpu
 from .numbers import refuse_inexact_integers as refuse_inexact_integers
 from .numbers import size as size
 from .numbers import weights_array as weights_array

@@ -15,6 +15,7 @@ from .._mlx import (
     dtypes,
     large,
     on_cpu,
+    on_gpu,
     refuse_inexact_integers,
     weights_array,
     without_unweighted,
@@ -125,9 +126,11 @@ def centred(
     if bias and work == mx.float32 and x.size and (l2 is not None or x.shape[-2] > x.shape[-1]):
         a, b = [_exactly_centred(v, w, total, l2 is None) for v in (x, y)]
 
-        def means():  # Summed anew in float32: on a GPU nothing has to cross for it.
-            with large(work):
+        def means():
+            if on_gpu(work):  # Summed anew in float32: nothing has to cross for it.
                 return _centre(x, w)[1], _centre(y, w)[1]
+            x_mean, y_mean = (astype(v.mean, work) for v in (a, b))
+            return _attached_mean(x, w, x_mean), _attached_mean(y, w, y_mean)
 
         return ReadoutProblem(a, b, w, l2, total, means, out, entries, method)
     if not bias:
@@ -188,5 +191,6 @@ def _mean(x, w):
     return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / mx.where(total == 0, mx.ones_like(total), total)
 
 
+_attached_mean = attach_like(_mean, 2, 2, 1, 2)
 #: ``_deviations(x, w, value)``: ``value`` with the derivative of x less its weighted mean.
 _deviations = attach_like(lambda x, w: x - _mean(x, w), 2, 2, 1, 2)
