@@ -19,11 +19,12 @@ from tests.support.topics import write_folder
 L2 = [0.1, 10.0]
 # The command as a user runs it, except that each chunk waits for a file: the test decides how far the run gets.
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pinvnn._lm import stream
 from pinvnn.heads._cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 gate, real = Path(sys.argv[1]), stream.Reader.chunk
 
 def chunk(self, texts):
