@@ -110,9 +110,11 @@ def _pivot(p: Problem):
 
 
 def _by_lu(c, free, rhs):
-    on, n = free.astype(float), c.shape[-1]
-    c = on[..., None] * on[..., None, :] * c  # free_part, in two thirds of the time
-    c.reshape(*c.shape[:-2], n * n)[..., :: n + 1] = 1.0  # the diagonal, a view
+    n = c.shape[-1]
+    if not free.all():
+        on = free.astype(float)
+        c = on[..., None] * on[..., None, :] * c  # free_part, in two thirds of the time
+        c.reshape(*c.shape[:-2], n * n)[..., :: n + 1] = 1.0  # the diagonal, a view
     try:
         return np.linalg.solve(c, rhs[..., None])[..., 0]
     except np.linalg.LinAlgError:  # some of the matrices are singular

@@ -115,9 +115,11 @@ def exchange(xp, state, goal, moves, least, patience):
     """The next state, the least number of wrong variables so far, and the rounds left in which it may not fall."""
     count = xp.sum(moves, axis=-1, keepdims=True)
     patience = xp.where(count < least, PATIENCE, patience - 1)
-    index = xp.arange(state.shape[-1], dtype=xp.int32)
-    last = xp.max(xp.where(moves, index, -1), axis=-1, keepdims=True)
-    change = xp.logical_and(moves, xp.logical_or(patience >= 0, index == last))
+    change = moves
+    if xp is mx or (patience < 0).any():
+        index = xp.arange(state.shape[-1], dtype=xp.int32)
+        last = xp.max(xp.where(moves, index, -1), axis=-1, keepdims=True)
+        change = xp.logical_and(moves, xp.logical_or(patience >= 0, index == last))
     return xp.where(change, goal, state), xp.minimum(count, least), patience
 
 

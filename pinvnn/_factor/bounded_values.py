@@ -61,12 +61,12 @@ def bounded_solution(
         upper: Likewise.
     """
     with on_cpu():
-        a, b, l2, lower, upper = map(mx.stop_gradient, (a, b, l2, lower, upper))
         w = None if w is None else nan_where_negative(mx.stop_gradient(w))
         if visible(a, b, w, l2, lower, upper):
             from .bounded_numpy import solution_by_numpy  # here: NumPy takes longer to import than all of MLX
 
             return solution_by_numpy(a, b, w, l2, lower, upper)
+        a, b, l2, lower, upper = map(mx.stop_gradient, (a, b, l2, lower, upper))
         gram, rhs = crosses(a, [a, b], w)
         p = scaled(mx, gram, rhs, b, w, l2, lower, upper)
         x, state, solved = _in_graph(p)
