@@ -1,5 +1,6 @@
 """A bound of the Newton decrement that costs a gradient, where penalties alone make F strongly convex."""
 
+from .hessian import factored_solve
 from .objective import residual_and_loss
 
 # Newton steps in the intercept alone, and the change of it at which the next one is below rounding.
@@ -36,18 +37,14 @@ class Certificate:
         xp, (miss, _) = self.xp, residual_and_loss(self.xp, v, self.y)
         if self.free is None:
             return t, v, miss, True
-        constant, t, total = self.a[0, self.free], t.copy(), self.w @ self.y
+        column, t, total, none = self.a[:, self.free, None], t.copy(), self.w @ self.y, xp.zeros((1, 1))
         for _ in range(_STEPS):
-            p, g = miss + self.y, self.w @ miss
-            apart = 1 - xp.eye(p.shape[-1])
-            weighted = self.w[:, None] * p
-            curvature = xp.diag(xp.sum(weighted * (p @ apart), axis=0)) - apart * (weighted.T @ p)
-            values, classes = xp.eigenpairs(curvature)
-            kept = values > 1e-14 * values[-1]
-            change = -classes @ (xp.where(kept, 1 / xp.where(kept, values, 1.0), 0.0) * (classes.T @ g))
-            change = change - xp.mean(change)
-            v, t[self.free] = v + change, t[self.free] + change / constant
+            g = column.T @ (self.w[:, None] * miss)
+            step = -factored_solve(xp, column, self.w, miss + self.y, none, g)
+            if not xp.isfinite(step).all():
+                break
+            v, t[self.free] = v + column @ step, t[self.free] + step[0]
             miss, _ = residual_and_loss(xp, v, self.y)
-            if abs(change).max() <= _SMALL:
+            if abs(column[0] * step).max() <= _SMALL:
                 return t, v, miss, bool((abs(self.w @ miss) <= _BALANCED * total).all())
         return t, v, miss, False
