@@ -304,10 +304,10 @@ def in_float64_of(p: ReadoutProblem) -> ReadoutProblem:
     return p._replace(a=in_float64(p.a), b=in_float64(p.b), w=w)
 
 
-def factored(p: ReadoutProblem, in_float64: Callable[[], ReadoutProblem]) -> FactoredProblem:
-    """The factorization of ``p``, or of ``in_float64()`` by singular vectors if a row leaves too little for digits."""
+def factored(p: ReadoutProblem, fine: Callable[[], ReadoutProblem]) -> FactoredProblem:
+    """The factorization of ``p``, or of ``fine()`` in float64 by singular vectors if a row leaves too little."""
     f = FactoredProblem(p)
-    return f if f.trusted else FactoredProblem(in_float64(), careful=True)
+    return f if f.trusted else FactoredProblem(fine(), careful=True)
 
 
 # --- Values ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a fit predicts for a row that was left out of it, exactly and without a second fit."""
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import mlx.core as mx
 
@@ -28,13 +28,13 @@ from ._solution import predict
 InFloat64: TypeAlias = Callable[[mx.array | None], ReadoutProblem]
 
 
-def errors(p: ReadoutProblem, part: mx.array | None, in_float64: InFloat64) -> mx.array:
+def errors(p: ReadoutProblem, part: mx.array | None, recentred: InFloat64) -> mx.array:
     """``(..., m, k)``: target less the prediction of the fit without that row, in float64.
 
     Args:
         p: The problem.
         part: Which part of a row's weight is left out, ``(..., m)`` float64, of a problem with weights; None for all.
-        in_float64: Gives the problem centred in float64, which is needed where rows leave almost nothing, and those
+        recentred: Gives the problem centred in float64, which is needed where rows leave almost nothing, and those
             without a row, for rows that no formula has enough digits for.
     """
     if p.a.size == 0 or p.b.size == 0:
@@ -47,10 +47,10 @@ def errors(p: ReadoutProblem, part: mx.array | None, in_float64: InFloat64) -> m
             part = part[..., None, :]
 
     def fine(without: mx.array | None = None) -> ReadoutProblem:
-        return freed(in_float64(without))
+        return freed(recentred(without))
 
     e, doubt = _dual(q) if q.dual_is_smaller else _primal(q, part, fine)
-    e = _with_refits(e, doubt, part, fine)
+    e = _with_refits(e, doubt, part, fine, q.a.shape[-1])
     return e if q is p else merged(e)
 
 
@@ -66,7 +66,7 @@ _DIFFERENTIABLE = 1e-5
 _REFITTED, _NO_RESULT = 1e-6, 1e-2
 
 
-def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: InFloat64) -> mx.array:
+def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: InFloat64, n: int) -> mx.array:
     """Errors ``e`` (..., m, k) with those of refits where their relative error ``doubt`` (..., m) is too large.
 
     Such rows are some orders of magnitude larger than the others, so that they are few. What the others say about the
@@ -80,10 +80,10 @@ def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: I
         doubtful = doubt > _REFITTED
         m = doubtful.shape[-1]
         anywhere = mx.any(doubtful.reshape(-1, m), axis=0)
-        rows = [i for i in range(m) if anywhere[i].item()] if mx.any(anywhere).item() else []
+        rows = [i for i, doubted in enumerate(cast("list[bool]", anywhere.tolist())) if doubted]
         if not rows:
             return e
-        found, step = mx.zeros_like(e), max(1, _NUMBERS_AT_ONCE // max(1, m * without(None).a.shape[-1]))
+        found, step = mx.zeros_like(e), max(1, _NUMBERS_AT_ONCE // max(1, m * n))
     for i in range(0, len(rows), step):
         chosen = mx.array(rows[i : i + step])
         p = without(chosen)
@@ -136,14 +136,14 @@ def intercept(p: ReadoutProblem):
 
 
 def _primal(
-    p: ReadoutProblem, part: mx.array | None, in_float64: Callable[[], ReadoutProblem]
+    p: ReadoutProblem, part: mx.array | None, fine: Callable[[], ReadoutProblem]
 ) -> tuple[mx.array, mx.array]:
     """The errors, and :attr:`RowValues.doubt`."""
     if p.l2 is None and p.method == "auto" and not visible(p.a):
         # Without values, a row that alone carries a direction is told from one that leaves little by vectors only.
-        f = FactoredProblem(in_float64(), careful=True)
+        f = FactoredProblem(fine(), careful=True)
     else:
-        f = factored(p, in_float64)
+        f = factored(p, fine)
     p = f.problem
     residual, rest = f.residual_and_rest
     with on_cpu():
