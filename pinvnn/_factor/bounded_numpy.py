@@ -6,7 +6,19 @@ import mlx.core as mx
 import numpy as np
 
 from .active_set import bounded_free_set
-from .bounded_rounds import PATIENCE, Problem, believed, exchange, refined, scaled, snapped, solve, within, wrong
+from .bounded_rounds import (
+    PATIENCE,
+    Problem,
+    believed,
+    exchange,
+    free_part,
+    refined,
+    scaled,
+    snapped,
+    solve,
+    within,
+    wrong,
+)
 
 # Problems whose matrices are held together, by numbers.
 _NUMBERS_AT_ONCE = 2**21
@@ -110,15 +122,11 @@ def _pivot(p: Problem):
 
 
 def _by_lu(c, free, rhs):
-    n = c.shape[-1]
-    if not free.all():
-        on = free.astype(float)
-        c = on[..., None] * on[..., None, :] * c  # free_part, in two thirds of the time
-        c.reshape(*c.shape[:-2], n * n)[..., :: n + 1] = 1.0  # the diagonal, a view
+    c = c if free.all() else free_part(np, c, free)
     try:
         return np.linalg.solve(c, rhs[..., None])[..., 0]
     except np.linalg.LinAlgError:  # some of the matrices are singular
-        return np.linalg.solve(c + 1e-13 * np.eye(n), rhs[..., None])[..., 0]
+        return np.linalg.solve(c + 1e-13 * np.eye(c.shape[-1]), rhs[..., None])[..., 0]
 
 
 def _one_by_active_set(p: Problem, at, a, b, w, l2, in_units: bool = False):

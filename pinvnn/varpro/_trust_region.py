@@ -54,6 +54,7 @@ A longer one may cross to where a parameter has the other sign, or land where co
 ROUGH = 4.0
 """An objective that jumps for a step up to this many times as long as the last one is not flat, but broken."""
 
+
 class TrustRegionSearch:
     """One minimisation.
 
