@@ -61,11 +61,12 @@ def lsq_linear(
     multiplier is 0): there the solution has a kink, and this is the derivative on the side on which it stays.
 
     Values are computed in float64, by block principal pivoting for all problems of the batch at once on the Gram
-    matrix; a float64 solution is refined, and its conditions looked at again, with the rows. A problem that this does
-    not solve (``a`` is rank deficient, say, or columns nearly cancel in the solution) is solved by an active-set method
-    on the rows. Inside ``mx.compile`` and ``mx.vmap`` no value can be looked at: 24 rounds of pivoting are made, and a
-    problem is NaN that then does not meet the conditions of Karush, Kuhn and Tucker, or whose solution, with columns of
-    length 1, is 2,000 times (float32: 65,000 times) as large as the right-hand side.
+    matrix; a float64 solution is refined, and its conditions looked at again, with the rows, if columns are far from
+    orthogonal. A problem that this does not solve (``a`` is rank deficient, say, or columns nearly cancel in the
+    solution) is solved by an active-set method on the rows. Inside ``mx.compile`` and ``mx.vmap`` no value can be
+    looked at: 24 rounds of pivoting are made, and a problem is NaN that then does not meet the conditions of Karush,
+    Kuhn and Tucker, or whose solution, with columns of length 1, is 2,000 times (float32: 65,000 times) as large as the
+    right-hand side.
 
     Args:
         a: ``(..., m, n)``: float32, float64, float16 or bfloat16 (integers become float32).

@@ -28,15 +28,15 @@ def bounded_free_set(
     import numpy as np
 
     eps = float(np.finfo(float).eps)
-    held = lower == upper
-    c = np.clip(_shortest(r, q), lower, upper)
+    c = np.clip(_shortest(r, q)[0], lower, upper)
     free = np.logical_and(c > lower, c < upper)
-    size = np.linalg.norm(r, axis=0) * float(np.linalg.norm(q))
+    barred = lower == upper
+    lengths = np.linalg.norm(r, axis=0)
     released = None
     for _ in range(10 * len(c) + 10):
         while free.any():
             target = c.copy()
-            target[free] = _shortest(r[:, free], q - r[:, ~free] @ c[~free])
+            target[free], rest = _shortest(r[:, free], q - r[:, ~free] @ c[~free])
             if released is not None and free[released]:
                 # Rounding may send a variable that was just released straight out of the box again.
                 back = (
@@ -45,7 +45,7 @@ def bounded_free_set(
                     else (c[released] == upper[released] and target[released] > upper[released])
                 )
                 if back:
-                    free[released], size[released] = False, np.inf
+                    free[released], barred[released] = False, True
                     released = None
                     continue
             released = None
@@ -61,9 +61,12 @@ def bounded_free_set(
             c = np.where(free, c + step * (target - c), c)
             c = np.where(hit, stops, np.clip(c, lower, upper))
             free &= ~hit
-        gradient = r.T @ (r @ c - q)
-        inward = np.where(c <= lower, -gradient, np.where(c >= upper, gradient, 0.0))
-        inward = np.where(np.logical_or(free, held), 0.0, inward - 100 * eps * size)
+        else:
+            rest = q - r @ c
+        noise = 100 * eps * lengths * (np.linalg.norm(q) + np.linalg.norm(r[:, ~free] @ c[~free]))
+        downhill = r.T @ rest
+        inward = np.where(c <= lower, downhill, np.where(c >= upper, -downhill, 0.0))
+        inward = np.where(np.logical_or(free, barred), 0.0, inward - noise)
         released = int(np.argmax(inward))
         if not inward[released] > 0:
             break
@@ -71,8 +74,13 @@ def bounded_free_set(
     return free, c
 
 
-def _shortest(r: "np.ndarray", q: "np.ndarray") -> "np.ndarray":
-    """The shortest least-squares solution."""
+def _shortest(r: "np.ndarray", q: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+    """The shortest least-squares solution, and ``q - r x``, in which large numbers in ``x`` do not cancel."""
     import numpy as np
 
-    return np.linalg.lstsq(r, q, rcond=None)[0]
+    u, s, vt = np.linalg.svd(r, full_matrices=False)
+    kept = s > np.finfo(float).eps * max(r.shape) * s[0]
+    u, vt = u[:, kept], vt[kept]
+    coordinates = u.T @ q
+    rest = q - u @ coordinates
+    return vt.T @ (coordinates / s[kept]), rest - u @ (u.T @ rest)

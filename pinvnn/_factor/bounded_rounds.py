@@ -22,6 +22,9 @@ _LEFT = 1e-9
 # The longest step of refinement, relative to the solution: a longer one is of a matrix that has lost all digits.
 _LONGEST = 0.1
 
+# solver(c, free, q, held): where not free, x is ``held``; the other rows of ``c x = q`` hold.
+Solver = Callable[[Any, Any, Any, Any], Any]
+
 
 class Problem(NamedTuple):
     """Problems with columns of length 1, one for each target: least x^T C x / 2 - q^T x within the bounds.
@@ -34,7 +37,6 @@ class Problem(NamedTuple):
         size: The size of the right-hand side, ``(..., 1 or k, 1)``: what rounding is relative to.
         good: Whether all numbers are finite and the bounds are in order, ``(..., k, 1)``.
         lengths: Of the columns, ``(..., 1 or k, n)``.
-        start: ``(..., 1 or k, 1 or n)``: -1, 0, 1.
     """
 
     c: Any
@@ -44,21 +46,18 @@ class Problem(NamedTuple):
     size: Any
     good: Any
     lengths: Any
-    start: Any
 
 
 def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     eye = xp.eye(gram.shape[-1], dtype=xp.float64)
     zero, one, nan = (xp.array(v, xp.float64) for v in (0.0, 1.0, math.nan))
-    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
     l2, rhs, lower, upper = (xp.swapaxes(v, -1, -2) for v in (xp.where(l2 < 0, nan, l2), rhs, lower, upper))
     gram = gram[..., None, :, :]
     diagonal = xp.diagonal(gram, axis1=-2, axis2=-1) + l2
     lengths = xp.sqrt(xp.where(diagonal == 0, one, diagonal))
     short = 1 / lengths
     # At least |D^(1/2) b|, without a copy of b in float64.
-    m, n = b.shape[-2], gram.shape[-1]
-    total = xp.array(float(m), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
+    total = xp.array(float(b.shape[-2]), xp.float64) if w is None else xp.sum(w.astype(xp.float64), axis=-1)[..., None]
     size = (xp.sqrt(total) * xp.max(xp.abs(b), axis=-2).astype(xp.float64))[..., None]
     ordered = xp.logical_and(lower <= upper, xp.logical_and(lower < math.inf, upper > -math.inf))
     ordered = xp.all(ordered, axis=-1, keepdims=True)
@@ -71,30 +70,31 @@ def scaled(xp, gram, rhs, b, w, l2, lower, upper) -> Problem:
     c = gram * short[..., None] * short[..., None, :]
     c = xp.where(xp.logical_or(eye > 0, xp.logical_not(finite)[..., None]), eye, c)
     lower, upper = xp.where(good, lower * lengths, zero), xp.where(good, upper * lengths, one)
-    # Where each variable would be alone. Few columns only: all columns together are singular, so begin with none.
-    start = xp.where(q > upper, high, xp.where(q < lower, low, free))
-    start = xp.where(lower == upper, low, start)
-    if m < n:
-        start = xp.where(xp.isfinite(lower), low, xp.where(xp.isfinite(upper), high, free))
     whole = xp.broadcast_shapes(q.shape, lower.shape)
     q = xp.broadcast_to(xp.where(good, q, zero), whole)
-    return Problem(c, q, lower, upper, xp.where(good, size, zero), good, lengths, start)
+    return Problem(c, q, lower, upper, xp.where(good, size, zero), good, lengths)
 
 
-def solve(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state):
-    """Solve for x in a state; also half the gradient there, and what rounding may have made of either.
+def placed(xp, p: Problem, x):
+    """Where variables at ``x`` are: -1, below the box, 0, within it, or 1, above; -1 where the bounds are equal."""
+    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
+    state = xp.where(x > p.upper, high, xp.where(x < p.lower, low, free))
+    return xp.where(p.lower == p.upper, low, state)
 
-    ``solver(c, free, rhs)`` solves with the free rows and columns of ``c``; what it returns for others is not used.
+
+def all_held(xp, p: Problem):
+    """Every variable on one of its bounds, if it has any: where to begin with fewer rows than columns.
+
+    All of the columns would be dependent.
     """
-    free = state == 0
-    held = xp.where(free, 0.0, xp.where(state < 0, p.lower, p.upper))
-    x = xp.where(free, solver(p.c, free, xp.where(free, p.q - times(p.c, held), 0.0)), held)
+    low, free, high = (xp.array(v, xp.int32) for v in (-1, 0, 1))
+    return xp.where(xp.isfinite(p.lower), low, xp.where(xp.isfinite(p.upper), high, free))
+
+
+def solve(xp, solver: Solver, p: Problem, state):
+    """Solve for x in a state; also half the gradient there, and what rounding may have made of either."""
+    x = solver(p.c, state == 0, p.q, xp.where(state < 0, p.lower, xp.where(state > 0, p.upper, 0.0)))
     return x, times(p.c, x) - p.q, 16 * EPS * (p.size + xp.sum(xp.abs(x), axis=-1, keepdims=True))
-
-
-def free_part(xp, c, free):
-    """The free rows and columns of ``c``, whose diagonal is 1; those of the identity for the others."""
-    return xp.where(xp.logical_and(free[..., None], free[..., None, :]), c, xp.eye(c.shape[-1], dtype=xp.float64))
 
 
 def times(c, x):
@@ -136,7 +136,7 @@ def believed(xp, p: Problem, x, largest: float = _LARGEST):
     return xp.sum(xp.abs(x), axis=-1, keepdims=True) <= largest * p.size
 
 
-def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state, x, rest):
+def refined(xp, solver: Solver, p: Problem, state, x, rest):
     """A step of iterative refinement of a float64 solution.
 
     Forming the Gram matrix has lost digits of the solution, and with them it was decided which variables are free. So
@@ -146,8 +146,7 @@ def refined(xp, solver: Callable[[Any, Any, Any], Any], p: Problem, state, x, re
     Returns:
         ``x``; whether all conditions hold there, ``(..., k, 1)``; whether the step was of rounding only, likewise.
     """
-    free = state == 0
-    step = xp.where(free, solver(p.c, free, xp.where(free, rest, 0.0)), 0.0)
+    step = solver(p.c, state == 0, rest, xp.zeros_like(rest))
     gain = xp.sqrt(xp.abs(xp.sum(rest * step, axis=-1, keepdims=True)))
     length, size = (xp.sum(xp.abs(v), axis=-1, keepdims=True) for v in (step, x))
     step = xp.where(length <= _LONGEST * size, step, 0.0)

@@ -18,9 +18,10 @@ from .._mlx.place import on_cpu
 from .bounded_rounds import (
     PATIENCE,
     Problem,
+    all_held,
     believed,
     exchange,
-    free_part,
+    placed,
     refined,
     scaled,
     snapped,
@@ -69,7 +70,7 @@ def bounded_solution(
         a, b, l2, lower, upper = map(mx.stop_gradient, (a, b, l2, lower, upper))
         gram, rhs = crosses(a, [a, b], w)
         p = scaled(mx, gram, rhs, b, w, l2, lower, upper)
-        x, state, solved = _in_graph(p)
+        x, state, solved = _in_graph(p, all_held(mx, p) if a.shape[-2] < a.shape[-1] else placed(mx, p, p.q))
         if a.dtype == mx.float64:
             for _ in range(_REFINEMENTS_IN_GRAPH):
                 x, holds, _ = refined(mx, _definite, p, state, x, _slope(p, a, b, w, l2, x))
@@ -117,10 +118,10 @@ def _free_factor(gram, l2, free, entries) -> RightFactor:
     return f._replace(v=mx.stop_gradient(f.v * on[..., None]))
 
 
-def _in_graph(p: Problem) -> tuple[mx.array, mx.array, mx.array]:
-    """The solutions, their states, and which of them are some."""
+def _in_graph(p: Problem, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The solutions, their states, and which of them are some, from a state ``(..., 1 or k, 1 or n)``."""
     shape = p.q.shape
-    state = mx.broadcast_to(p.start, shape)
+    state = mx.broadcast_to(state, shape)
     least = mx.full((*shape[:-1], 1), shape[-1] + 1, mx.int32)
     patience = mx.full((*shape[:-1], 1), PATIENCE, mx.int32)
     for _ in range(_ROUNDS_IN_GRAPH):
@@ -134,14 +135,15 @@ def _in_graph(p: Problem) -> tuple[mx.array, mx.array, mx.array]:
     return x, snapped(mx, p, state, x, noise), solved
 
 
-def _definite(c, free, rhs):
-    """The solution with the free rows and columns. A singular ``c`` gives any numbers: the gradient shows it."""
+def _definite(c, free, q, held):
+    """A singular ``c`` gives any numbers: the gradient shows it."""
     eye = mx.eye(c.shape[-1], dtype=mx.float64)
-    c = free_part(mx, c, free)
+    rhs = mx.where(free, q - times(c, held), mx.zeros_like(q))
+    c = mx.where(mx.logical_and(free[..., None], free[..., None, :]), c, eye)
     lower = mx.tril(cholesky(c + 1e-13 * eye))
     pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
     v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT  # MLX raises for an inverse with a pivot of 0
     x = times(v, times(v.mT, rhs))
     for _ in range(2):  # of iterative refinement, for what was added to the diagonal
         x = x + times(v, times(v.mT, rhs - times(c, x)))
-    return x
+    return mx.where(free, x, held)
