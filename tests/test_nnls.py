@@ -1,6 +1,7 @@
 """Bounded and non-negative least squares: SciPy's minimizers, their derivatives, graphs, and input that is bad."""
 
 import math
+import tracemalloc
 
 import mlx.core as mx
 import numpy as np
@@ -181,6 +182,20 @@ def test_what_pivoting_does_not_solve_is_solved_one_variable_at_a_time(shape, mo
         check(numpy(a)[i], numpy(b)[i, :, 0], again[i, :, 0], 0.0, math.inf, F64)
     if shape != "wide":
         np.testing.assert_allclose(again, x, rtol=1e-11)
+
+
+def test_the_matrix_of_many_targets_is_not_copied_for_each():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((60, 48))
+    a[:, 0] = a[:, 1] + 1e-4 * a[:, 0]  # float64 solutions are refined
+    a, b = array(a, F64), array(rng.standard_normal((60, 10000)), F64)
+    tracemalloc.start()
+    try:
+        mx.eval(nnls(a, b))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10000 * 48 * 48 * 8 / 2
 
 
 def test_a_rank_deficient_matrix_gives_a_minimizer_and_no_derivative_that_would_be_arbitrary():

@@ -5,7 +5,6 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from .active_set import bounded_free_set
 from .bounded_rounds import (
     PATIENCE,
     Problem,
@@ -21,9 +20,8 @@ from .bounded_rounds import (
     within,
     wrong,
 )
+from .bounded_rows import NUMBERS_AT_ONCE, numpy_crosses, numpy_slope, solve_by_rows
 
-# Problems whose matrices are held together, by numbers.
-_NUMBERS_AT_ONCE = 2**21
 _REFINEMENTS = 4
 # Inverses above the first cost a float64 solution more than four of its digits, and above the second nearly all.
 _LARGE_INVERSE, _LARGEST_INVERSE = 1e3, 1e12
@@ -35,7 +33,7 @@ def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx
     few_rows = a.shape[-2] < a.shape[-1]
     a, b, w, l2, lower, upper = arrays = [None if v is None else np.asarray(v) for v in (a, b, w, l2, lower, upper)]
     with np.errstate(all="ignore"):  # NaN and Inf are arguments like others.
-        gram, rhs = _numpy_crosses(a, b, w)
+        gram, rhs = numpy_crosses(a, b, w)
         p = scaled(np, gram, rhs, b, w, l2, lower, upper)
         state, exact_enough = (all_held(np, p), False) if few_rows else _start(p)
         p = _spread(p)
@@ -47,7 +45,7 @@ def solution_by_numpy(a, b, w, l2, lower, upper) -> tuple[mx.array, mx.array, mx
             holds = believed(np, p, x)
         solved = np.logical_and(solved, holds[..., 0])
         for i in zip(*np.nonzero(np.logical_and(p.good[..., 0], ~solved)), strict=True):
-            x[i], state[i] = _one_by_active_set(p, i, *arrays[:4], in_units=bool(several[i]))
+            x[i], state[i] = solve_by_rows(p, i, *arrays[:4], in_units=bool(several[i]))
         x, state = (x / p.lengths).swapaxes(-1, -2), state.swapaxes(-1, -2)
         x = within(np, x, state, lower, upper)
     shortest = mx.array(several[..., None, :].astype(float), mx.float64) if several.any() else None
@@ -112,7 +110,7 @@ def _pivot_all(p: Problem, state, which):
     NaN for the others.
     """
     batch, n = p.q.shape[:-1], p.q.shape[-1]
-    total, at_once = math.prod(batch), max(1, _NUMBERS_AT_ONCE // (n * n))
+    total, at_once = math.prod(batch), _matrices_at_once(n)
     state = np.array(np.broadcast_to(state, p.q.shape)).reshape(total, n)
     x, solved = np.full((total, n), np.nan), np.zeros(total, bool)
     some = np.flatnonzero(which)
@@ -131,11 +129,12 @@ def _refined(p: Problem, state, x, a, b, w, l2):
     """Refine until the steps are of rounding only; also whether the solutions then are some."""
     for _ in range(_REFINEMENTS):
         at = (x / p.lengths).swapaxes(-1, -2)
-        slope = _numpy_slope(a, b, w, at) - l2 * at
-        x, holds, done = refined(np, _by_lu, p, state, x, slope.swapaxes(-1, -2) / p.lengths)
+        slope = numpy_slope(a, b, w, at) - l2 * at
+        x, holds, done = refined(np, _some_by_lu, p, state, x, slope.swapaxes(-1, -2) / p.lengths)
         if done.all():
             break
-    inverse = np.abs(_by_lu(p.c, state == 0, np.broadcast_to(_probe(x.shape[-1]), x.shape), np.zeros_like(x)))
+    probe = np.broadcast_to(_probe(x.shape[-1]), x.shape)
+    inverse = np.abs(_some_by_lu(p.c, state == 0, probe, np.zeros_like(x)))
     return x, np.logical_and(np.logical_and(holds, done), inverse.max(axis=-1, keepdims=True) <= _LARGEST_INVERSE)
 
 
@@ -162,6 +161,19 @@ def _pivot(p: Problem, here):
     return x, snapped(np, p, state, x, noise), solved
 
 
+def _some_by_lu(c, free, q, held):
+    """:func:`_by_lu` of any batch, as many matrices at once as memory allows: one of many targets is a view."""
+    x, batch, at_once = np.empty_like(q), q.shape[:-1], _matrices_at_once(q.shape[-1])
+    for i in range(0, math.prod(batch), at_once):
+        now = np.unravel_index(np.arange(i, min(i + at_once, math.prod(batch))), batch)
+        x[now] = _by_lu(*(v[now] for v in (c, free, q, held)))
+    return x
+
+
+def _matrices_at_once(n: int) -> int:
+    return max(1, NUMBERS_AT_ONCE // (n * n))
+
+
 def _by_lu(c, free, q, held):
     if not free.all():
         c, q = np.where(free[..., None], c, np.eye(c.shape[-1])), np.where(free, q, held)
@@ -173,53 +185,3 @@ def _lu(c, q):
         return np.linalg.solve(c, q)
     except np.linalg.LinAlgError:  # some of the matrices are singular
         return np.linalg.solve(c + 1e-13 * np.eye(c.shape[-1]), q)
-
-
-def _one_by_active_set(p: Problem, at, a, b, w, l2, in_units: bool = False):
-    """Solve for x and state of the one problem ``at`` an index over (batch, targets).
-
-    Of several solutions the free variables are the shortest: with columns of length 1, or ``in_units`` of the caller.
-    """
-    batch, t = p.q.shape[:-2], at[-1]
-    m, n, lengths = *a.shape[-2:], p.lengths[at]
-    rows = np.broadcast_to(a, (*batch, m, n))[at[:-1]].astype(float)
-    rhs = np.broadcast_to(b, (*batch, m, b.shape[-1]))[at[:-1]][:, t].astype(float)
-    penalty = np.broadcast_to(l2, (*batch, n, b.shape[-1]))[at[:-1]][:, t]
-    if w is not None:
-        root = np.sqrt(np.broadcast_to(w, (*batch, m))[at[:-1]].astype(float))
-        rows, rhs = root[:, None] * rows, root * rhs
-    units = np.ones(n) if in_units else lengths
-    rows = np.concatenate([rows, np.diag(np.sqrt(penalty))[penalty > 0]]) / units
-    rhs = np.concatenate([rhs, np.zeros(len(rows) - m)])
-    if len(rows) > n:
-        q, rows = np.linalg.qr(rows)
-        rhs = q.T @ rhs
-    by = lengths / units
-    lower, upper = p.lower[at] / by, p.upper[at] / by
-    free, x = bounded_free_set(rows, rhs, lower, upper)
-    gradient = rows.T @ (rows @ x - rhs) / by
-    movable = lower < upper
-    slope = np.where(x > lower, np.maximum(gradient, 0), 0) + np.where(x < upper, np.maximum(-gradient, 0), 0)
-    if not (np.where(movable, slope, 0) <= 1e-9 * (p.size[at] + np.abs(x * by).sum())).all():
-        x = np.full(n, np.nan)
-    return x * by, np.where(free, 0, np.where(x <= lower, -1, 1))
-
-
-def _numpy_crosses(a, b, w):
-    """A^T D A and A^T D b by NumPy, whose BLAS is the faster one on Linux; by blocks of rows."""
-    m = a.shape[-2]
-    step = max(1, _NUMBERS_AT_ONCE * m // (a.size + b.size))
-    gram, rhs = 0.0, 0.0
-    for i in range(0, m, step):
-        rows = slice(i, i + step)
-        left, right = (v[..., rows, :].astype(float, copy=False) for v in (a, b))
-        weighted = left if w is None else w[..., rows, None] * left
-        weighted = weighted.swapaxes(-1, -2)
-        gram, rhs = gram + weighted @ left, rhs + weighted @ right
-    return gram, rhs
-
-
-def _numpy_slope(a, b, w, x):
-    """A^T D (b - A x) of float64 arrays."""
-    rest = b - a @ x
-    return a.swapaxes(-1, -2) @ (rest if w is None else w[..., None] * rest)
