@@ -13,6 +13,7 @@ factor of that corrects V to the accuracy of a QR (CholeskyQR2; Yamamoto, Nakats
 Electron. Trans. Numer. Anal. 44 (2015), 306-326).
 """
 
+import math
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from .._mlx.blocks import crosses, in_basis
 from .._mlx.centred import Matrix, in_float64
 from .._mlx.eager import constants, evaluated_crosses, visible
 from .._mlx.place import CPU, on_cpu
+from .._mlx.shapes import diagonal
 from .lapack import cholesky, svd, tri_inv
 from .rank import cutoff
 from .right_factor import RightFactor, embedded_gram, gram_scale, nan_where_negative, tolerance_or_nan
@@ -74,33 +76,33 @@ class Certified(NamedTuple):
 def cholesky_factor(gram: mx.array, dtype: mx.Dtype) -> Cholesky:
     """Factor a float64 Gram matrix ``(..., n, n)`` of a matrix of the given ``dtype``."""
     with on_cpu():
-        n, eye = gram.shape[-1], mx.eye(gram.shape[-1], dtype=mx.float64)
-        diagonal = mx.diagonal(gram, axis1=-2, axis2=-1)
-        normal = mx.min(diagonal, axis=-1) > _SMALLEST
-        r = gram_scale(diagonal, dtype)
-        diagonal = diagonal * (r * r)[..., 0]
+        n, gram = gram.shape[-1], mx.stop_gradient(gram)
+        squares = diagonal(gram)
+        normal = mx.min(squares, axis=-1) > _SMALLEST
+        r = gram_scale(squares, dtype)
+        gram = gram * (r * r)
+        squares = diagonal(gram)
         # At a pivot that is not positive LAPACK stops, and MLX returns what is there without an error. Wrong pivots or
         # row norms of the factor reveal it; they reveal NaN and Inf, too.
-        gram = gram * (r * r)
         lower = cholesky(gram)
-        pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
         rows = mx.sum(lower * lower, axis=-1)
+        sound = mx.logical_and(diagonal(lower) > 0, mx.abs(rows - squares) <= 1e-8 * squares)
+        sound = mx.all(sound, axis=-1)
         # MLX raises for an inverse with a pivot 0.
-        v = tri_inv(lower + eye * (pivots == 0)[..., None]).mT
+        v = tri_inv(mx.where(sound[..., None, None], lower, 1)).mT
         inverse = mx.sum(v * v, axis=-1)
-        loss = mx.sum(diagonal * inverse, axis=-1)
-        sound = mx.all(mx.logical_and(pivots > 0, mx.abs(rows - diagonal) <= 1e-8 * diagonal), axis=-1)
+        loss = mx.sum(squares * inverse, axis=-1)
         sound = mx.logical_and(sound, loss <= 1 / (n * dtypes.eps(mx.float64)))
-        loss = mx.where(normal, loss, mx.array(float("inf"), mx.float64))
+        loss = mx.where(normal, loss, math.inf)
         most = mx.sqrt(mx.sum(gram * gram, axis=(-2, -1)))
-        bounds = (sound, 1 / mx.sum(inverse, axis=-1), most, mx.sum(diagonal, axis=-1), loss)
-        return Cholesky(full_rank_factor(v, r), *map(mx.stop_gradient, bounds))
+        least, trace = 1 / mx.sum(inverse, axis=-1), mx.sum(squares, axis=-1)
+        return Cholesky(full_rank_factor(v, r), sound, least, most, trace, loss)
 
 
 def full_rank_factor(v: mx.array, r: mx.array) -> RightFactor:
-    """The full :class:`RightFactor` of ``v`` (..., n, n) and ``r`` (..., 1, 1)."""
-    none = mx.zeros((*v.shape[:-2], 0), mx.float64)
-    return RightFactor(mx.stop_gradient(v), none, none, mx.stop_gradient(r))
+    """The full :class:`RightFactor` of constants ``v`` (..., n, n) and ``r`` (..., 1, 1)."""
+    none = mx.broadcast_to(mx.array([], mx.float64), (*v.shape[:-2], 0))
+    return RightFactor(v, none, none, r)
 
 
 def full_rank(
@@ -150,7 +152,7 @@ def full_rank(
 
 def nan_unless(good: mx.array, f: RightFactor) -> RightFactor:
     """``f`` with NaN for V where the mask ``good`` (...) is False."""
-    return f._replace(v=mx.where(good[..., None, None], f.v, mx.array(float("nan"), mx.float64)))
+    return f._replace(v=mx.where(good[..., None, None], f.v, math.nan))
 
 
 def evaluated_if(good: mx.array, f: RightFactor) -> RightFactor | None:
@@ -162,7 +164,7 @@ def evaluated_if(good: mx.array, f: RightFactor) -> RightFactor | None:
 def factor_of_inverse(inverse: mx.array) -> RightFactor:
     """The full factor of a square matrix, given its float64 ``inverse`` (..., n, n): V V^T = A^-1 A^-T."""
     with on_cpu():
-        return full_rank_factor(inverse, mx.ones((*inverse.shape[:-2], 1, 1), mx.float64))
+        return full_rank_factor(mx.stop_gradient(inverse), mx.ones((*inverse.shape[:-2], 1, 1), mx.float64))
 
 
 def with_vectors(f: RightFactor) -> RightFactor:

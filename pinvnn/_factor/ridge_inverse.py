@@ -13,6 +13,7 @@ Values of arguments cannot be evaluated in a compiled graph, and shapes, dtypes 
     any of them, method "cholesky"          Cholesky                                     Cholesky, corrected
 """
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ from .._mlx.blocks import cross, crosses
 from .._mlx.centred import Matrix, in_float64
 from .._mlx.eager import evaluated_crosses, visible
 from .._mlx.place import on_cpu
-from .._mlx.shapes import same_batch
+from .._mlx.shapes import diagonal, same_batch
 from .._types import RidgeMethod
 from .full_rank import accurate, certified, cholesky_factor, corrected, evaluated_if, nan_unless
 from .rank import default_rtol
@@ -96,7 +97,8 @@ def inverse_of_ridge(
             if f is None:
                 f = in_range(right_factor(flat, method=driver, entries=entries)[0], l2)
             return RidgeInverse(f, route), SolutionHints()
-        if not lazy and (route == "feature" or l2.shape[-1] == 1):
+        by_values = route == "feature" if exact else route == "shared" and l2.shape[-1] == 1
+        if by_values and not lazy:
             by_cholesky = _inverse_by_cholesky(a, w, l2, entries, b)
             if by_cholesky is not None:
                 return by_cholesky
@@ -105,7 +107,7 @@ def inverse_of_ridge(
             return RidgeInverse(in_range(f, l2), route), SolutionHints(left)
         if exact:
             return _float64_inverse(a, w, l2, lazy)
-        gram, *rhs = crosses(a, [a] if b is None else [a, b], w)
+        gram, *rhs = (crosses if lazy else evaluated_crosses)(a, [a] if b is None else [a, b], w)
         return gram_inverse(embedded_gram(gram), l2, entries, a.shape[-2]), SolutionHints(rhs=rhs[0] if rhs else None)
 
 
@@ -167,7 +169,7 @@ def _certified_cholesky(gram, l2, shape, entries) -> tuple[RightFactor, mx.array
     n = gram.shape[-1]
     total = gram[..., None, :, :] + _diagonal(l2, n)
     found = cholesky_factor(total, entries)
-    noise = 4 * n * dtypes.eps(mx.float64) * mx.diagonal(total, axis1=-2, axis2=-1)
+    noise = 4 * n * dtypes.eps(mx.float64) * diagonal(total)
     penalized = mx.all(l2.mT > noise, axis=-1)
     penalized = mx.logical_and(accurate(found, entries), penalized)
     return found.right, mx.logical_or(certified(found, shape, entries), penalized)
@@ -207,16 +209,15 @@ def gram_inverse(gram: mx.array, l2: mx.array, entries: mx.Dtype, m: int) -> Rid
     n = gram.shape[-1]
     found = cholesky_factor(gram[..., None, :, :] + _diagonal(l2, n), entries)
     f = found.right
-    noise = 4 * n * dtypes.eps(mx.float64) / f.r[..., 0, 0] ** 2
-    deficient = found.trace >= found.least * (n / default_rtol(m, n, entries) ** 2)
-    singular = mx.logical_or(~found.sound, mx.logical_and(deficient, mx.min(l2, axis=-2) <= noise))
-    v = f.v * mx.where(singular, mx.array(float("nan"), mx.float64), 1.0)[..., None, None]
-    return RidgeInverse(f._replace(v=mx.stop_gradient(v)), "feature")
+    r = f.r[..., 0, 0]
+    penalized = mx.min(l2, axis=-2) * (r * r) > 4 * n * dtypes.eps(mx.float64)
+    determined = mx.logical_or(penalized, found.trace < found.least * (n / default_rtol(m, n, entries) ** 2))
+    return RidgeInverse(nan_unless(mx.logical_and(found.sound, determined), f), "feature")
 
 
 def _diagonal(l2: mx.array, n: int) -> mx.array:
     """diag(l2_t) for each target, ``(..., 1 or k, n, n)``; NaN where a penalty is negative."""
-    l2 = mx.where(l2 < 0, mx.array(float("nan"), mx.float64), l2)
+    l2 = mx.where(l2 < 0, math.nan, l2)
     return mx.eye(n, dtype=mx.float64) * l2.mT[..., None, :]
 
 

@@ -6,6 +6,7 @@ has no wider type, from a singular value decomposition. All factors are constant
 ``_rules`` say how the results move.
 """
 
+import math
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import mlx.core as mx
 from .._mlx.blocks import cross
 from .._mlx.centred import Matrix, in_float64, rounded
 from .._mlx.place import on_cpu
+from .._mlx.shapes import diagonal
 from .._mlx.slices import crosses_by_slices
 from .lapack import eigh, thin_svd
 from .rank import cutoff, keep
@@ -56,10 +58,14 @@ class RightFactor(NamedTuple):
 
 
 def power_of_two(x: mx.array, dtype: mx.Dtype) -> mx.array:
-    """The power of two nearest to 1 / x that the real ``dtype`` can hold; 1 where x is 0. Scaling by it is exact."""
+    """The power of two nearest to 1 / x that the real ``dtype`` can hold; 1 where x is 0 or not finite.
+
+    Scaling by it is exact.
+    """
     largest = 1000 if dtype == mx.float64 else 120
-    exponent = mx.round(mx.log2(mx.where(x > 0, x, mx.ones_like(x))))
-    return mx.power(mx.array(2.0, mx.float64), -mx.clip(exponent, -largest, largest))
+    usable = mx.logical_and(x > 0, x < math.inf)
+    exponent = mx.round(mx.log2(mx.where(usable, x, 1)))
+    return mx.power(mx.array(0.5, mx.float64), mx.clip(exponent, -largest, largest))
 
 
 def right_factor_of_gram(
@@ -106,14 +112,13 @@ def _scaled_gram(gram: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array, m
     LAPACK must not meet NaN or Inf: MLX would raise for the whole batch.
     """
     finite = mx.isfinite(mx.sum(gram, axis=(-2, -1), keepdims=True))
-    r = gram_scale(mx.diagonal(gram, axis1=-2, axis2=-1), dtype)
+    r = gram_scale(diagonal(gram), dtype)
     return mx.where(finite, gram * (r * r), mx.array(0.0, mx.float64)), r, finite
 
 
-def gram_scale(diagonal: mx.array, dtype: mx.Dtype) -> mx.array:
-    """The power of two r, ``(..., 1, 1)``, that scales a Gram matrix with this ``diagonal`` (..., n) to about 1."""
-    size = mx.max(mx.abs(diagonal), axis=-1)[..., None, None]
-    return power_of_two(mx.sqrt(mx.where(mx.isfinite(size), size, mx.ones_like(size))), dtype)
+def gram_scale(squares: mx.array, dtype: mx.Dtype) -> mx.array:
+    """The power of two r, ``(..., 1, 1)``, that scales a Gram matrix with this diagonal ``(..., n)`` to about 1."""
+    return power_of_two(mx.sqrt(mx.max(squares, axis=-1, keepdims=True)[..., None]), dtype)
 
 
 def _with_rank(v, s, r, finite, dtype, shape, rtol, atol) -> RightFactor:
@@ -184,7 +189,7 @@ def _svd_factor(a: mx.array, dtype: mx.Dtype, rtol, atol) -> tuple[RightFactor, 
     m, n = a.shape[-2:]
     size = mx.max(mx.abs(a), axis=(-2, -1), keepdims=True)
     finite = mx.all(mx.isfinite(a), axis=(-2, -1), keepdims=True)
-    r = power_of_two(mx.where(finite, size, mx.ones_like(size)), dtype)
+    r = power_of_two(size, dtype)
     clean = mx.where(finite, a * r, mx.zeros_like(a))
     if m < n:
         clean = mx.concatenate([clean, mx.zeros((*clean.shape[:-2], n - m, n), clean.dtype)], -2)

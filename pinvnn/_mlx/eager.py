@@ -9,8 +9,8 @@ from .centred import Centred, Matrix
 from .complex import fold
 from .place import on_cpu
 
-# Multiply-adds of a product from which on NumPy takes less time than MLX with a fast BLAS.
-_LEAST_FOR_NUMPY = 2**22
+# Multiply-adds from which on NumPy takes less time than MLX with a fast BLAS, and what an entry that is read counts.
+_LEAST_FOR_NUMPY, _READ = 2**22, 16
 
 
 def visible(*arrays: Matrix | float | None) -> bool:
@@ -36,17 +36,22 @@ def constants(*arrays: mx.array) -> list[mx.array]:
     return [mx.array(np.asarray(x), x.dtype) for x in arrays]
 
 
+def _numpy_pays(a: Matrix, columns: int, *others: Matrix | None) -> bool:
+    """Whether a product of ``a`` with so many columns is large, and its arguments may be evaluated."""
+    largest = max(x.size for x in (a, *others) if x is not None)
+    return a.size * columns + _READ * largest >= _LEAST_FOR_NUMPY and visible(a, *others)
+
+
 def evaluated_crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None) -> list[mx.array]:
-    """:func:`crosses` of visible arrays; large ones are evaluated by NumPy, without a graph.
+    """:func:`crosses`; large ones of visible arrays are evaluated by NumPy, without a graph.
 
     On Linux MLX's own CPU products of float64 are 10 to 50 times slower than those of NumPy, which also computes one
     triangle alone of a product X^T X.
     """
-    if a.size * max(a.shape[-1] if b is a else b.shape[-1] for b in rights) < _LEAST_FOR_NUMPY:
+    if not _numpy_pays(a, max(b.shape[-1] for b in rights), *rights, w):
         return crosses(a, rights, w)
     import numpy as np  # here, since it takes longer to import than all of MLX
 
-    mx.eval(a, rights, w)
     left, others = _reader(a), [None if b is a else _reader(b) for b in rights]
     scale = None if w is None else np.asarray(w)[..., None]
     totals: list = [0.0] * len(rights)
@@ -66,12 +71,11 @@ def evaluated_crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None
 
 
 def evaluated_times(a: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
-    """:func:`times` of visible arrays; large real ones are evaluated by NumPy, without a graph."""
-    if a.dtype == mx.complex64 or a.size * x.shape[-1] < _LEAST_FOR_NUMPY:
+    """:func:`times`; large real ones of visible arrays are evaluated by NumPy, without a graph."""
+    if a.dtype == mx.complex64 or not _numpy_pays(a, x.shape[-1], x):
         return times(a, x, rounded)
     import numpy as np
 
-    mx.eval(a, x)
     left, right = _reader(a.rows if isinstance(a, Centred) else a), np.asarray(x)
     shift = np.asarray(a.mean) @ right if isinstance(a, Centred) else 0.0
     batch = mx.broadcast_shapes(a.shape[:-2], x.shape[:-2])

@@ -11,6 +11,12 @@ def same_batch(*arrays: mx.array) -> list[mx.array]:
     return [mx.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
 
 
+def diagonal(x: mx.array) -> mx.array:
+    """The diagonal ``(..., n)`` of ``x`` (..., n, n), without the indices of ``mx.diagonal``."""
+    n = x.shape[-1]
+    return x.reshape(*x.shape[:-2], n * n)[..., :: n + 1]
+
+
 def total(terms: list[mx.array]) -> mx.array:
     """Sum of at least one array."""
     return sum(terms[1:], terms[0])

@@ -13,9 +13,8 @@ import mlx.core as mx
 from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
 from .._mlx.attach import attach
-from .._mlx.blocks import times
 from .._mlx.centred import Matrix, in_float64
-from .._mlx.eager import evaluated_times, visible
+from .._mlx.eager import evaluated_times
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import total
@@ -57,7 +56,7 @@ def smallest_objective(
         else:
             x = solution(inverse, a, b, w, l2, hints)
         x = mx.stop_gradient(x)
-        ax = (evaluated_times if visible(a, x) else times)(a, x, rounded=False)
+        ax = evaluated_times(a, x, rounded=False)
         return objective_at_minimum(a, b, w, l2, inverse, x, ax)
 
 
