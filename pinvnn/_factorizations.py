@@ -33,7 +33,7 @@ from ._factor.values import (
     square_value,
 )
 from ._mlx import dtypes
-from ._mlx.blocks import times
+from ._mlx.blocks import residual
 from ._mlx.centred import Matrix, in_float64, rounded
 from ._mlx.complex import embed, h, stack, unstack
 from ._mlx.place import CPU, astype, large, on_cpu
@@ -212,8 +212,8 @@ class FullRank(Factorization):
             v, s, kept, r = self._known.right
             right = RightFactor(v[..., None, :, :], s[..., None, :], kept[..., None, :], r[..., None, :, :])
             x, none = mx.stop_gradient(x), mx.zeros((1, 1), mx.float64)
-            ax = times(self.a, x, rounded=False)
-            return objective_at_minimum(self.a, b, self.w, none, RidgeInverse(right, "feature"), x, ax)
+            rest = residual(self.a, b, x, rounded=False)
+            return objective_at_minimum(self.a, b, self.w, none, RidgeInverse(right, "feature"), x, rest)
 
     def tall_pinv(self):
         a = rounded(self.tall)

@@ -5,6 +5,7 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 
 from . import checks as checks
 from . import dtypes as dtypes
+from .attach import attach as attach
 from .attach import attach_like as attach_like
 from .blocks import ROWS_PER_BLOCK as ROWS_PER_BLOCK
 from .blocks import cross as cross
@@ -15,6 +16,7 @@ from .centred import in_float64 as in_float64
 from .centred import rounded as rounded
 from .checks import array as array
 from .checks import fail as fail
+from .eager import evaluated_crosses as evaluated_crosses
 from .eager import visible as visible
 from .linear_problem import without_unweighted as without_unweighted
 from .matmul import addmm as addmm

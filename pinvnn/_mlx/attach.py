@@ -33,8 +33,8 @@ def _flatten(x: Any, core: Any, leaves: list[mx.array], cores: list[int]) -> Any
         cores.append(core)
         return _ARRAY
     if isinstance(x, tuple):
-        of_fields = zip(x, core if isinstance(core, tuple) else cast(Any, x).cores, strict=True)
-        return type(x), tuple(_flatten(field, c, leaves, cores) for field, c in of_fields)
+        of_fields = core if isinstance(core, tuple) else cast(Any, x).cores
+        return type(x), tuple([_flatten(field, c, leaves, cores) for field, c in zip(x, of_fields, strict=True)])
     return x
 
 
@@ -129,7 +129,7 @@ def attach(
         leaves: list[mx.array] = []
         leaf_cores: list[int] = []
         pairs = zip(args[:-1], cores[:-1], strict=True)
-        structures = tuple(_flatten(x, core, leaves, leaf_cores) for x, core in pairs)
+        structures = tuple([_flatten(x, core, leaves, leaf_cores) for x, core in pairs])
         # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
         # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
         with place():

@@ -1,7 +1,5 @@
 """Large products summed in float64 on the CPU, one block of rows at a time: all rows are never copied to float64."""
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
 from .centred import Centred, Matrix, in_float64
@@ -54,46 +52,40 @@ def times(a: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
     return _by_blocks(a, x, rounded=rounded)
 
 
-def residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
+def residual(a: Matrix, b: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
     """``b - a x``, likewise: the difference is taken in float64."""
     with on_cpu():
-        return _by_blocks(a, -x, lambda rows: in_float64(b, rows))
+        return _by_blocks(a, -x, in_float64(b), rounded)
 
 
 def times_and_residual(a: Matrix, z: mx.array, b: Matrix, x: mx.array, r: mx.array) -> mx.array:
     """``[a z | (b - a x) r]`` (..., m, 2k), likewise, in one pass over ``a``."""
     with on_cpu():
-
-        def start(rows):
-            wide = in_float64(b, rows)
-            scaled = [part * r for part in (mx.split(wide, 2, axis=-1) if b.dtype == mx.complex64 else [wide])]
-            return mx.concatenate([y for part in scaled for y in (mx.zeros_like(part), part)], axis=-1)
-
+        wide = in_float64(b)
+        scaled = [part * r for part in (mx.split(wide, 2, axis=-1) if b.dtype == mx.complex64 else [wide])]
+        start = mx.concatenate([y for part in scaled for y in (mx.zeros_like(part), part)], axis=-1)
         return _by_blocks(a, mx.concatenate(same_batch(z, -x * r), axis=-1), start)
 
 
-def _by_blocks(
-    a: Matrix, x: mx.array, start: Callable[[slice], mx.array] | None = None, rounded: bool = True
-) -> mx.array:
-    """``start + a @ x``; ``start`` gives a block of rows in float64."""
+def _by_blocks(a: Matrix, x: mx.array, start: mx.array | None = None, rounded: bool = True) -> mx.array:
+    """``start + a @ x`` of float64 ``start``."""
     with on_cpu():
         if a.dtype == mx.complex64:
             re, im = mx.split(x, 2, axis=-2)
             x = mx.concatenate([mx.concatenate([re, im], -1), mx.concatenate([-im, re], -1)], -2)
-        blocks = [slice(i, i + ROWS_PER_BLOCK) for i in range(0, a.shape[-2], ROWS_PER_BLOCK)]
         shift = None
         if isinstance(a, Centred):  # With float64 sums this has the digits, too, and costs nothing.
-            a, shift = a.rows, a.mean @ x
-        rows = [in_float64(a, block) for block in blocks]
-        if start is None:
-            rows = [left @ x if shift is None else mx.addmm(-shift, left, x) for left in rows]
-        else:
-            starts = (start(block) if shift is None else start(block) - shift for block in blocks)
-            rows = [mx.addmm(c, left, x) for c, left in zip(starts, rows, strict=True)]
-        if not rounded:
-            return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2)
-        if a.dtype == mx.complex64:
-            pairs = [mx.split(p.astype(mx.float32), 2, axis=-1) for p in rows]
-            rows = [re + mx.array(1j, mx.complex64) * im for re, im in pairs]
-        rows = [p.astype(a.dtype) for p in rows]
+            a, shift = a.rows, -(a.mean @ x)
+        if start is not None:  # narrow, and so in one piece
+            shift = start if shift is None else start + shift
+        rows = []
+        for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
+            block = slice(i, i + ROWS_PER_BLOCK)
+            left = in_float64(a, block)
+            part = None if shift is None else shift if start is None else shift[..., block, :]
+            product = left @ x if part is None else mx.addmm(part, left, x)
+            if rounded and a.dtype == mx.complex64:
+                re, im = mx.split(product.astype(mx.float32), 2, axis=-1)
+                product = re + mx.array(1j, mx.complex64) * im
+            rows.append(product.astype(a.dtype) if rounded else product)
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=-2)

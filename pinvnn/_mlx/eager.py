@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .blocks import ROWS_PER_BLOCK, crosses, times
+from .blocks import ROWS_PER_BLOCK, crosses, residual, times
 from .centred import Centred, Matrix
 from .complex import fold
 from .place import on_cpu
@@ -70,22 +70,37 @@ def evaluated_crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None
         return [fold(product) if a.dtype == mx.complex64 else product for product in products]
 
 
-def evaluated_times(a: Matrix, x: mx.array, rounded: bool = True) -> mx.array:
+def evaluated_times(a: Matrix, x: mx.array) -> mx.array:
     """:func:`times`; large real ones of visible arrays are evaluated by NumPy, without a graph."""
     if a.dtype == mx.complex64 or not _numpy_pays(a, x.shape[-1], x):
-        return times(a, x, rounded)
+        return times(a, x)
+    return _by_numpy(a, x, a.dtype)
+
+
+def evaluated_residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
+    """:func:`residual` of real arrays in float64, likewise."""
+    if not _numpy_pays(a, x.shape[-1], b, x):
+        return residual(a, b, x, rounded=False)
+    return _by_numpy(a, x, mx.float64, b)
+
+
+def _by_numpy(a: Matrix, x: mx.array, dtype: mx.Dtype, b: Matrix | None = None) -> mx.array:
+    """``a x``, or ``b - a x``, in the real ``dtype``."""
     import numpy as np
 
     left, right = _reader(a.rows if isinstance(a, Centred) else a), np.asarray(x)
-    shift = np.asarray(a.mean) @ right if isinstance(a, Centred) else 0.0
-    batch = mx.broadcast_shapes(a.shape[:-2], x.shape[:-2])
-    dtype = np.float32 if rounded and a.dtype == mx.float32 else np.float64
-    out = np.empty((*batch, a.shape[-2], x.shape[-1]), dtype)
+    shift = np.asarray(a.mean) @ right if isinstance(a, Centred) else None
+    target = None if b is None else _reader(b)
+    batch = mx.broadcast_shapes(a.shape[:-2], x.shape[:-2], () if b is None else b.shape[:-2])
+    out = np.empty((*batch, a.shape[-2], x.shape[-1]), np.float64 if dtype == mx.float64 else np.float32)
     with np.errstate(all="ignore"):
         for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
             rows = slice(i, i + ROWS_PER_BLOCK)
-            out[..., rows, :] = left(rows) @ right - shift
-    return mx.array(out, mx.float32 if dtype == np.float32 else mx.float64)
+            product = left(rows) @ right
+            if shift is not None:
+                product -= shift
+            out[..., rows, :] = product if target is None else target(rows) - product
+    return mx.array(out, dtype)
 
 
 def _reader(a: Matrix):

@@ -9,9 +9,9 @@ from .decayed import fading as fading
 from .logdet import logdet as logdet
 from .products import gram_handle as gram_handle
 from .products import product as product
+from .residuals import attach_residual as attach_residual
 from .ridge import gram_normal as gram_normal
 from .rows import Kind as Kind
-from .rows import attach_residual as attach_residual
 from .rows import attach_residuals_and_leverages as attach_residuals_and_leverages
 from .rows import attach_rest as attach_rest
 from .rows import inverse_of as inverse_of

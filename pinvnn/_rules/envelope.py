@@ -14,14 +14,14 @@ from .._factor.ridge_inverse import inverse_of_ridge, ridge_route
 from .._factor.ridge_values import RidgeInverse, solution
 from .._mlx.attach import attach
 from .._mlx.centred import Matrix, in_float64
-from .._mlx.eager import evaluated_times
+from .._mlx.eager import evaluated_residual
 from .._mlx.matmul import matmul
 from .._mlx.place import astype, large, on_cpu
 from .._mlx.shapes import total
 from .._types import ReadoutMethod
 from .dual import dual_solution
 from .products import weigh
-from .residuals import exact_product, exact_residual
+from .residuals import attach_residual, exact_product
 from .solve import attach_solve
 
 
@@ -56,20 +56,18 @@ def smallest_objective(
         else:
             x = solution(inverse, a, b, w, l2, hints)
         x = mx.stop_gradient(x)
-        ax = evaluated_times(a, x, rounded=False)
-        return objective_at_minimum(a, b, w, l2, inverse, x, ax)
+        return objective_at_minimum(a, b, w, l2, inverse, x, evaluated_residual(a, b, x))
 
 
 def objective_at_minimum(
-    a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, inverse: RidgeInverse, x: mx.array, ax: mx.array
+    a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, inverse: RidgeInverse, x: mx.array, rest: mx.array
 ) -> mx.array:
-    """The objective ``(..., k)``, float64, where its minimizer ``x`` and ``ax`` = A x are known."""
+    """The objective ``(..., k)``, float64, where its minimizer ``x`` and ``rest`` = b - A x in float64 are known."""
     with on_cpu():
-        x, ax = mx.stop_gradient(x), mx.stop_gradient(ax)
-        rest = in_float64(b) - ax
+        x, rest = mx.stop_gradient(x), mx.stop_gradient(rest)
         value = mx.sum(weigh(None if w is None else astype(w, mx.float64), rest * rest), axis=-2)
         value = value + mx.sum(l2 * x * x, axis=-2)
-        return _envelope(a, b, w, l2, inverse, x, ax, value)
+        return _envelope(a, b, w, l2, inverse, x, rest, value)
 
 
 def _minimizer(a, b, w, l2, inverse: RidgeInverse, x):
@@ -78,23 +76,23 @@ def _minimizer(a, b, w, l2, inverse: RidgeInverse, x):
     return attach_solve(a, b, w, l2, inverse, x)
 
 
-def _vjp(_, bar, a, b, w, l2, inverse: RidgeInverse, x, ax):
+def _vjp(_, bar, a, b, w, l2, inverse: RidgeInverse, x, rest):
     x = _minimizer(a, b, w, l2, inverse, x)
     with on_cpu():
-        bar, rest = bar[..., None, :], exact_residual(a, b, x, ax)
+        bar, rest = bar[..., None, :], attach_residual(a, b, x, rest)
         wide = None if w is None else astype(w, mx.float64)
         b_bar = (2 * bar * weigh(wide, rest)).astype(a.dtype)
         w_bar = None if w is None else mx.sum(bar * rest * rest, axis=-1).astype(a.dtype)
         l2_bar, narrow = bar * x * x, x.astype(a.dtype)
     with large(a.dtype):
-        return -matmul(b_bar, narrow.mT), b_bar, w_bar, l2_bar
+        return matmul(b_bar, -narrow.mT), b_bar, w_bar, l2_bar
 
 
-def _jvp(_, tangents, a, b, w, l2, inverse: RidgeInverse, x, ax):
+def _jvp(_, tangents, a, b, w, l2, inverse: RidgeInverse, x, rest):
     da, db, dw, dl = tangents
     x = _minimizer(a, b, w, l2, inverse, x)
     with on_cpu():
-        parts, rest = [], exact_residual(a, b, x, ax)
+        parts, rest = [], attach_residual(a, b, x, rest)
         weighted = weigh(None if w is None else astype(w, mx.float64), rest)
         if db is not None:
             parts.append(2 * weighted * astype(db, mx.float64))

@@ -12,7 +12,7 @@ Complex columns X are [Re; Im], complex rows Y are [Re | Im].
 
 import mlx.core as mx
 
-from .._mlx.attach import attach
+from .._mlx.attach import attach, attach_like
 from .._mlx.blocks import cross, times
 from .._mlx.centred import Matrix, in_float64
 from .._mlx.complex import h, unstack
@@ -21,17 +21,14 @@ from .._mlx.place import large, on_cpu
 from .._mlx.shapes import total
 
 
-def exact_residual(a: Matrix, b: Matrix, x: mx.array, ax: mx.array | None = None) -> mx.array:
-    """``b - a x`` for stacked float64 ``x`` (..., n or 2n, k): float64 ``(..., m, k)``, or [Re | Im] ``(..., m, 2k)``.
-
-    Args:
-        a: ``(..., m, n)``.
-        b: ``(..., m, k)``.
-        x: The solution.
-        ax: The value of ``a x`` as it was computed before by :func:`exact_product`.
-    """
+def exact_residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
+    """``b - a x`` for stacked float64 ``x`` (..., n or 2n, k): ``(..., m, k)``, or [Re | Im] ``(..., m, 2k)``."""
     with on_cpu():
-        return in_float64(b) - exact_product(a, x, ax)
+        return in_float64(b) - exact_product(a, x)
+
+
+#: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
+attach_residual = attach_like(exact_residual, 3, 2, 2, 2, 2)
 
 
 def sums_of_squares(rest: mx.array, w: mx.array | None, dtype: mx.Dtype) -> mx.array:
@@ -47,9 +44,9 @@ def sums_of_squares(rest: mx.array, w: mx.array | None, dtype: mx.Dtype) -> mx.a
         return sums
 
 
-def exact_product(a: Matrix, x: mx.array, value: mx.array | None = None) -> mx.array:
+def exact_product(a: Matrix, x: mx.array) -> mx.array:
     """``a x``, likewise."""
-    return _product(a, x, times(a, x, rounded=False) if value is None else value)
+    return _product(a, x, times(a, x, rounded=False))
 
 
 def _exact_cross(a, y):

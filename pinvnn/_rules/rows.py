@@ -190,10 +190,6 @@ def attach_residuals_and_leverages(
     return _rules[kind](a, b, w, l2, f, x, root, u, value)
 
 
-#: ``attach_residual(a, b, x, value)``: the float64 constant ``value`` with the derivatives of b - A x.
-attach_residual = attach_like(exact_residual, 3, 2, 2, 2, 2)
-
-
 def _rest_of_leverage(leverage, w):
     with on_cpu():
         return 1 - w * leverage

@@ -9,10 +9,10 @@ from .._mlx import (
     Centred,
     Matrix,
     astype,
-    attach_like,
+    attach,
     checks,
-    cross,
     dtypes,
+    evaluated_crosses,
     large,
     on_cpu,
     on_gpu,
@@ -124,13 +124,12 @@ def centred(
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     if bias and work == mx.float32 and x.size and (l2 is not None or x.shape[-2] > x.shape[-1]):
-        a, b = [_exactly_centred(v, w, total, l2 is None) for v in (x, y)]
+        (a, a_moves), (b, b_moves) = [_exactly_centred(v, w, total, l2 is None) for v in (x, y)]
 
         def means():
             if on_gpu(work):  # Summed anew in float32: nothing has to cross for it.
                 return _centre(x, w)[1], _centre(y, w)[1]
-            x_mean, y_mean = (astype(v.mean, work) for v in (a, b))
-            return _attached_mean(x, w, x_mean), _attached_mean(y, w, y_mean)
+            return a_moves + astype(a.mean, work), b_moves + astype(b.mean, work)
 
         return ReadoutProblem(a, b, w, l2, total, means, out, entries, method)
     if not bias:
@@ -142,24 +141,26 @@ def centred(
     return ReadoutProblem(x, y, w, l2, total, lambda: (x_mean, y_mean), out, entries, method)
 
 
-def _exactly_centred(x: mx.array, w: mx.array | None, total: mx.array, twice: bool) -> Centred:
-    """float32 ``x`` less its weighted mean.
+def _exactly_centred(x: mx.array, w: mx.array | None, total: mx.array, twice: bool) -> tuple[Centred, mx.array]:
+    """float32 ``x`` less its weighted mean, and zeros with the derivative of the mean, ``(..., 1, n)``.
 
     Without weights the sum of a constant feature is exact, and 0 is left of it; with weights if the mean is taken
     ``twice``.
     """
     with on_cpu():
-        weights = mx.ones((x.shape[-2], 1), mx.float64) if w is None else astype(w, mx.float64)[..., None]
-        whole = mx.where(total == 0, mx.ones_like(total), total)[..., None, None]
-        whole_x = x
-        if w is not None:
+        if w is None:
+            weights = mx.broadcast_to(mx.array(1.0, mx.float64), (x.shape[-2], 1))
+            whole, whole_x = x.shape[-2], x
+        else:
+            weights = mx.stop_gradient(astype(w, mx.float64))[..., None]
+            whole = mx.stop_gradient(_divisor(total))[..., None, None]
             whole_x = mx.broadcast_to(x, (*mx.broadcast_shapes(x.shape[:-2], w.shape[:-1]), *x.shape[-2:]))
-        rows = _deviations(x, w, whole_x)
-        fixed, weights, whole = (mx.stop_gradient(v) for v in (rows, weights, whole))
-        mean = cross(weights, fixed) / whole
+        fixed = mx.stop_gradient(whole_x)
+        mean = evaluated_crosses(weights, [fixed])[0] / whole
         if twice and w is not None:
-            mean = mean + cross(weights, Centred(fixed, mean)) / whole
-        return Centred(rows, mean)
+            mean = mean + evaluated_crosses(weights, [Centred(fixed, mean)])[0] / whole
+        moves = _attached_mean(x, w, mx.zeros(mean.shape, x.dtype))
+        return Centred(_deviations(x, moves, whole_x), mean), moves
 
 
 def _centre(x, w):
@@ -183,14 +184,44 @@ def _without_noise(x, mean, dtype):
     return x - mx.stop_gradient(mx.where(noise, x, mx.zeros_like(x)))
 
 
+def _divisor(total: mx.array) -> mx.array:
+    """``total`` weights. Those that sum to 0 have no mean; 0 leaves the solution 0, where there is one."""
+    return mx.where(total == 0, 1, total)
+
+
 def _mean(x, w):
     if w is None:
         return mx.sum(x, axis=-2, keepdims=True) / max(x.shape[-2], 1)
-    # Weights that sum to 0 have no mean; 0 leaves the solution 0, where there is one.
-    total = mx.sum(w, axis=-1)[..., None, None]
-    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / mx.where(total == 0, mx.ones_like(total), total)
+    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / _divisor(mx.sum(w, axis=-1))[..., None, None]
 
 
-_attached_mean = attach_like(_mean, 2, 2, 1, 2)
-#: ``_deviations(x, w, value)``: ``value`` with the derivative of x less its weighted mean.
-_deviations = attach_like(lambda x, w: x - _mean(x, w), 2, 2, 1, 2)
+# --- Derivatives, by hand: without an array of the size of x for each step ------------------------
+# mean = sum_i w_i x_i / W with W = sum(w):  x_bar_i = w_i mean_bar / W,  w_bar_i = <x_i - mean, mean_bar> / W.
+
+
+def _mean_vjp(_, bar, x, w):
+    if w is None:
+        return mx.broadcast_to(bar / x.shape[-2], (*bar.shape[:-2], *x.shape[-2:])), None
+    bar = bar / _divisor(mx.sum(w, axis=-1))[..., None, None]
+    return w[..., None] * bar, mx.sum((x - _mean(x, w)) * bar, axis=-1)
+
+
+def _mean_jvp(_, tangents, x, w):
+    dx, dw = tangents
+    parts = [] if dx is None else [_mean(dx, w)]
+    if dw is not None:
+        moved = mx.sum(dw[..., None] * (x - _mean(x, w)), axis=-2, keepdims=True)
+        parts.append(moved / _divisor(mx.sum(w, axis=-1))[..., None, None])
+    return sum(parts[1:], parts[0])
+
+
+def _deviations_jvp(out, tangents, x, mean):
+    dx, dmean = tangents
+    moved = mx.zeros_like(out) if dx is None else dx
+    return moved if dmean is None else moved - dmean
+
+
+#: ``_attached_mean(x, w, value)``: ``value`` with the derivative of the weighted mean of x.
+_attached_mean = attach(_mean_vjp, _mean_jvp, 2, 1, 2)
+#: ``_deviations(x, mean, value)``: ``value`` with the derivative of x - mean.
+_deviations = attach(lambda _, bar, x, mean: (bar, -mx.sum(bar, axis=-2, keepdims=True)), _deviations_jvp, 2, 2, 2)

@@ -5,7 +5,7 @@ import mlx.core as mx
 from .._factorizations import Factorization
 from .._lstsq import lstsq
 from .._methods import factor_problem, factor_ridge
-from .._mlx import Centred, astype, large, matmul
+from .._mlx import Centred, addmm, astype, large, matmul
 from .._ridge import ridge
 from .._rules import envelope
 from . import _bounds
@@ -32,8 +32,13 @@ def _factored(p: ReadoutProblem) -> Factorization:
 def predict(p: ReadoutProblem, x: mx.array) -> mx.array:
     """Predictions ``(..., q, k)`` of the solution for rows ``x`` (..., q, n), in the dtype of the problem."""
     with large(p.a.dtype):
-        x_mean, y_mean = p.means() if p.means else (0, 0)
-        return matmul(astype(x, p.a.dtype) - x_mean, solve(p)) + y_mean
+        x, solution = astype(x, p.a.dtype), solve(p)
+        if p.means is None:
+            return matmul(x, solution)
+        x_mean, y_mean = p.means()
+        fixed = mx.stop_gradient(x_mean)
+        # What is added for the derivative of the mean is 0, and saves arrays of the size of x.
+        return addmm(y_mean + matmul(fixed - x_mean, solution), x - fixed, solution)
 
 
 def smallest_objectives(p: ReadoutProblem) -> mx.array:
