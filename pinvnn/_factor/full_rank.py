@@ -62,12 +62,14 @@ class Certified(NamedTuple):
 
     Attributes:
         right: The full :class:`RightFactor`.
+        squares: Diagonal of A^T D A, ``(..., n)``.
         rhs: A^H D b, stacked, or None.
         q: For float64 input, ``(..., m, n)``, and with it
         z: ``(..., n, n)``, so that Z Q^T D = (A^T D A)^-1 A^T D; both None for other dtypes.
     """
 
     right: RightFactor
+    squares: mx.array
     rhs: mx.array | None = None
     q: mx.array | None = None
     z: mx.array | None = None
@@ -136,8 +138,9 @@ def full_rank(
         w, rtol, atol = nan_where_negative(w), tolerance_or_nan(rtol), tolerance_or_nan(atol)
         exact = a.dtype == mx.float64
         gram, *rhs = (evaluated_crosses if eager else crosses)(a, [a] if b is None or exact else [a, b], w)
-        found = cholesky_factor(embedded_gram(gram), a.dtype)
-        f = found.right
+        gram = embedded_gram(gram)
+        found = cholesky_factor(gram, a.dtype)
+        f, squares = found.right, diagonal(gram)
         atol = None if atol is None else atol * f.r[..., 0, 0]
         good = certified(found, a.shape[-2:], entries, rtol, atol)
         if not eager:
@@ -145,9 +148,9 @@ def full_rank(
         elif (f := evaluated_if(good, f)) is None:
             return None
         if not exact:
-            return Certified(f, rhs[0] if rhs else None)
+            return Certified(f, squares, rhs[0] if rhs else None)
         f, q, z = corrected(f, in_float64(a), w)
-        return Certified(f, q=q, z=z)
+        return Certified(f, squares, q=q, z=z)
 
 
 def nan_unless(good: mx.array, f: RightFactor) -> RightFactor:

@@ -108,7 +108,9 @@ def inverse_of_ridge(
         if exact:
             return _float64_inverse(a, w, l2, lazy)
         gram, *rhs = (crosses if lazy else evaluated_crosses)(a, [a] if b is None else [a, b], w)
-        return gram_inverse(embedded_gram(gram), l2, entries, a.shape[-2]), SolutionHints(rhs=rhs[0] if rhs else None)
+        gram = embedded_gram(gram)
+        inverse = gram_inverse(gram, l2, entries, a.shape[-2])
+        return inverse, SolutionHints(rhs=rhs[0] if rhs else None, squares=diagonal(gram))
 
 
 def in_range(f: RightFactor, l2: mx.array) -> RightFactor:
@@ -129,14 +131,15 @@ def _inverse_by_cholesky(a, w, l2, entries, b) -> tuple[RidgeInverse, SolutionHi
         return None
     exact = entries == mx.float64
     gram, *rhs = evaluated_crosses(a, [a] if b is None or exact else [a, b], w)
-    f, good = _certified_cholesky(embedded_gram(gram), l2, a.shape[-2:], entries)
+    gram = embedded_gram(gram)
+    f, good = _certified_cholesky(gram, l2, a.shape[-2:], entries)
     f = evaluated_if(good, f)
     if f is None:
         return None
     if not exact:
-        return RidgeInverse(f, "feature"), SolutionHints(rhs=rhs[0] if rhs else None)
+        return RidgeInverse(f, "feature"), SolutionHints(rhs=rhs[0] if rhs else None, squares=diagonal(gram))
     f, q, z = _corrected(f, a, w, l2)
-    return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z)
+    return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z, squares=diagonal(gram))
 
 
 def dual_by_cholesky(flat: mx.array, l2: mx.array, entries: mx.Dtype, lazy: bool = False) -> RightFactor | None:
@@ -187,17 +190,20 @@ def _float64_inverse(a, w, l2, lazy: bool) -> tuple[RidgeInverse, SolutionHints]
     of A beside a large penalty; or NaN, if ``lazy``.
     """
     m, n = a.shape[-2:]
-    f, good = _certified_cholesky(cross(a, a, w), l2, (m, n), mx.float64)
+    gram = cross(a, a, w)
+    squares = diagonal(gram)
+    f, good = _certified_cholesky(gram, l2, (m, n), mx.float64)
     f, q, z = _corrected(nan_unless(good, f), a, w, l2)
     if lazy:
-        return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z)
+        return RidgeInverse(f, "feature"), SolutionHints(q=q, z=z, squares=squares)
     rows = (a if w is None else mx.sqrt(w)[..., None] * a)[..., None, :, :]
     by_svd, left = right_factor(mx.concatenate(same_batch(rows, mx.sqrt(_diagonal(l2, n))), axis=-2), method="svd")
     by_svd, ones = _mark_singular(by_svd, l2), mx.ones_like(by_svd.s)
     # V V^T is V diag(1 / s^2) V^T with s = 1.
     parts = zip(RightFactor(f.v, ones, ones, f.r), by_svd, by_svd.cores, strict=True)
     chosen = [mx.where(good.reshape(*good.shape, *(1,) * core), x, y) for x, y, core in parts]
-    return RidgeInverse(RightFactor(*map(mx.stop_gradient, chosen)), "feature"), SolutionHints(left, None, q, z, good)
+    hints = SolutionHints(left, None, q, z, good, squares)
+    return RidgeInverse(RightFactor(*map(mx.stop_gradient, chosen)), "feature"), hints
 
 
 def gram_inverse(gram: mx.array, l2: mx.array, entries: mx.Dtype, m: int) -> RidgeInverse:

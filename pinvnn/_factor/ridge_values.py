@@ -65,6 +65,7 @@ class SolutionHints(NamedTuple):
         q: For each target, ``(..., 1 or k, m, n)``, and with it
         z: ``(..., 1 or k, n, n)``, so that Z Q^T D = R A^T D (see :class:`Certified`).
         good: Mask ``(..., 1 or k)`` of the targets whose Q and Z are valid; the others have left vectors.
+        squares: Diagonal of A^T D A, ``(..., n)``, if it was formed.
     """
 
     left: mx.array | None = None
@@ -72,6 +73,7 @@ class SolutionHints(NamedTuple):
     q: mx.array | None = None
     z: mx.array | None = None
     good: mx.array | None = None
+    squares: mx.array | None = None
 
 
 def reciprocals(inverse: RidgeInverse, l2: mx.array, shape) -> mx.array:
@@ -114,7 +116,7 @@ def solution(
     inverse: RidgeInverse, a: Matrix, b: Matrix, w: mx.array | None, l2: mx.array, hints: SolutionHints
 ) -> mx.array:
     """The solution ``W`` (..., n, k) of the primal routes, float64."""
-    left, rhs, q, z, good = hints
+    left, rhs, q, z, good, _ = hints
     with on_cpu():
         if left is None and q is None:
             return _unscaled(inverse, l2, a.shape, cross(a, b, w) if rhs is None else rhs)

@@ -7,7 +7,6 @@ from . import checks as checks
 from . import dtypes as dtypes
 from .attach import attach as attach
 from .attach import attach_like as attach_like
-from .blocks import ROWS_PER_BLOCK as ROWS_PER_BLOCK
 from .blocks import cross as cross
 from .centred import Centred as Centred
 from .centred import Matrix as Matrix
@@ -16,6 +15,7 @@ from .centred import in_float64 as in_float64
 from .centred import rounded as rounded
 from .checks import array as array
 from .checks import fail as fail
+from .eager import by_row_blocks as by_row_blocks
 from .eager import evaluated_crosses as evaluated_crosses
 from .eager import visible as visible
 from .linear_problem import without_unweighted as without_unweighted
@@ -28,4 +28,5 @@ from .numbers import weights_array as weights_array
 from .place import astype as astype
 from .place import large as large
 from .place import on_cpu as on_cpu
+from .shapes import diagonal as diagonal
 from .shapes import same_batch as same_batch

@@ -1,16 +1,19 @@
 """Evaluation of arguments, which is possible outside of ``mx.compile`` and ``mx.vmap`` only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from .blocks import ROWS_PER_BLOCK, crosses, residual, times
-from .centred import Centred, Matrix
+from .centred import Centred, Matrix, in_float64
 from .complex import fold
 from .place import on_cpu
 
 # Multiply-adds from which on NumPy takes less time than MLX with a fast BLAS, and what an entry that is read counts.
 _LEAST_FOR_NUMPY, _READ = 2**22, 16
+# Numbers of a block that stays in cache together with what is made of it.
+_CACHED = 2**16
 
 
 def visible(*arrays: Matrix | float | None) -> bool:
@@ -74,33 +77,60 @@ def evaluated_times(a: Matrix, x: mx.array) -> mx.array:
     """:func:`times`; large real ones of visible arrays are evaluated by NumPy, without a graph."""
     if a.dtype == mx.complex64 or not _numpy_pays(a, x.shape[-1], x):
         return times(a, x)
-    return _by_numpy(a, x, a.dtype)
+    return _product_by_numpy(lambda a, x, shift: a @ x - shift, a, [], x, a.dtype)
 
 
 def evaluated_residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
     """:func:`residual` of real arrays in float64, likewise."""
     if not _numpy_pays(a, x.shape[-1], b, x):
         return residual(a, b, x, rounded=False)
-    return _by_numpy(a, x, mx.float64, b)
+    return _product_by_numpy(lambda a, b, x, shift: b - (a @ x - shift), a, [b], x, mx.float64)
 
 
-def _by_numpy(a: Matrix, x: mx.array, dtype: mx.Dtype, b: Matrix | None = None) -> mx.array:
-    """``a x``, or ``b - a x``, in the real ``dtype``."""
+def _product_by_numpy(fn: Callable[..., Any], a: Matrix, others: list[Matrix], x: mx.array, dtype: mx.Dtype):
+    with on_cpu():  # the mean apart: a subtraction from each row of the product, and not of A
+        a, shift = (a.rows, a.mean @ x) if isinstance(a, Centred) else (a, mx.zeros((1, 1), mx.float64))
+    return _by_numpy(lambda *args: (fn(*args),), [a, *others], [x, shift], [dtype])[0]
+
+
+def by_row_blocks(
+    fn: Callable[..., Any], rows: list[Matrix], others: list[mx.array], dtypes: list[mx.Dtype]
+) -> list[mx.array]:
+    """``fn(*blocks, *others)`` of blocks of rows of real matrices in float64; its results are put together.
+
+    Large ones of visible arrays are evaluated by NumPy, without a graph.
+
+    Args:
+        fn: Written in what arrays of MLX and of NumPy have in common; returns a tuple of ``(..., rows, .)``.
+        rows: Matrices ``(..., m, .)``.
+        others: Its other arguments, float64.
+        dtypes: Those to which its results are rounded.
+    """
+    if _numpy_pays(rows[0], others[0].shape[-1], *rows[1:], *others):
+        return _by_numpy(fn, rows, others, dtypes)
+    with on_cpu():
+        blocks = [slice(i, i + ROWS_PER_BLOCK) for i in range(0, rows[0].shape[-2], ROWS_PER_BLOCK)]
+        parts = [fn(*(in_float64(x, block) for x in rows), *others) for block in blocks]
+        parts = [[x.astype(dtype) for x, dtype in zip(part, dtypes, strict=True)] for part in parts]
+        return [mx.concatenate(list(of_one), axis=-2) for of_one in zip(*parts, strict=True)]
+
+
+def _by_numpy(fn, rows: list[Matrix], others: list[mx.array], dtypes: list[mx.Dtype]) -> list[mx.array]:
     import numpy as np
 
-    left, right = _reader(a.rows if isinstance(a, Centred) else a), np.asarray(x)
-    shift = np.asarray(a.mean) @ right if isinstance(a, Centred) else None
-    target = None if b is None else _reader(b)
-    batch = mx.broadcast_shapes(a.shape[:-2], x.shape[:-2], () if b is None else b.shape[:-2])
-    out = np.empty((*batch, a.shape[-2], x.shape[-1]), np.float64 if dtype == mx.float64 else np.float32)
+    mx.eval(others)
+    readers, constants, m = [_reader(x) for x in rows], [np.asarray(x) for x in others], rows[0].shape[-2]
+    step, out = max(64, min(ROWS_PER_BLOCK, _CACHED // rows[0].shape[-1])), []
     with np.errstate(all="ignore"):
-        for i in range(0, a.shape[-2], ROWS_PER_BLOCK):
-            rows = slice(i, i + ROWS_PER_BLOCK)
-            product = left(rows) @ right
-            if shift is not None:
-                product -= shift
-            out[..., rows, :] = product if target is None else target(rows) - product
-    return mx.array(out, dtype)
+        for i in range(0, m, step):
+            parts = fn(*(read(slice(i, i + step)) for read in readers), *constants)
+            if not out:
+                kinds = (np.float64 if dtype == mx.float64 else np.float32 for dtype in dtypes)
+                shapes = ((*part.shape[:-2], m, part.shape[-1]) for part in parts)
+                out = [np.empty(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
+            for whole, part in zip(out, parts, strict=True):
+                whole[..., i : i + step, :] = part
+    return [mx.array(whole, dtype) for whole, dtype in zip(out, dtypes, strict=True)]
 
 
 def _reader(a: Matrix):

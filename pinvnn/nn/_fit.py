@@ -24,7 +24,7 @@ from .._factor import (
     solution,
     solve_value,
 )
-from .._mlx import ROWS_PER_BLOCK, Matrix, astype, dtypes, each, in_float64, on_cpu, same_batch, visible
+from .._mlx import Matrix, astype, by_row_blocks, dtypes, each, in_float64, on_cpu, same_batch, visible
 from .._rules import (
     Kind,
     attach_residual,
@@ -66,8 +66,13 @@ class FactoredProblem:
         """
         few = p.a.dtype == mx.float64 and p.a.shape[-2] <= 2 * p.a.shape[-1] and p.method == "auto"
         self.careful = careful or (few and not visible(p.a))
-        kind, f, x, left = self._minimum_norm(p) if p.l2 is None else self._penalized(p, p.l2)
+        kind, f, x, left, squares = self._minimum_norm(p) if p.l2 is None else self._penalized(p, p.l2)
         with on_cpu():
+            # Diagonal of K, ``(..., n)``, by a V that has singular vectors where it was not formed.
+            if squares is None:
+                scaled = f.v * f.s[..., None, :] / f.r
+                squares = mx.sum(scaled * scaled, axis=-1)
+            self._squares: mx.array = squares
             l2 = mx.zeros((1, 1), mx.float64) if p.l2 is None else p.l2
             self._inverse_root, self._kept = inverse_root(kind, f, l2, p.a.shape)
             self.rank = mx.array(float(p.a.shape[-1]), mx.float64) if f.full else mx.sum(f.kept, axis=-1)
@@ -79,16 +84,16 @@ class FactoredProblem:
             self._state: tuple[Kind, Matrix, Matrix, mx.array | None, mx.array, RightFactor, mx.array] = state
 
     def _minimum_norm(self, p: ReadoutProblem):
-        """The kind of R, its factor, the solution in float64, and left singular vectors or None."""
+        """The kind of R, its factor, the solution in float64, left singular vectors or None, and the diagonal of K."""
         entries = p.entry_dtype
         tall = p.a.shape[-2] >= p.a.shape[-1] and (p.a.dtype == entries or p.method == "cholesky")
         known = full_rank(p.a, None, None, p.w, p.b, p.method, entries) if tall and not self.careful else None
         self.certified = known is not None
         if known is not None:
-            return "feature", known.right, full_rank_solve_value(p.a, p.b, p.w, known), None
+            return "feature", known.right, full_rank_solve_value(p.a, p.b, p.w, known), None, known.squares
         method = "svd" if p.a.dtype == mx.float64 else None
         f, left = right_factor(p.a, p.w, method=method, entries=entries)
-        return "truncated", f, solve_value(p.a, p.b, p.w, f, left), left
+        return "truncated", f, solve_value(p.a, p.b, p.w, f, left), left, None
 
     def _penalized(self, p: ReadoutProblem, l2: mx.array):
         """The same with a penalty."""
@@ -97,19 +102,19 @@ class FactoredProblem:
         if self.careful and not by_feature:
             f, left = right_factor(p.a, p.w, method="svd", entries=p.entry_dtype)
             constants = RidgeInverse(in_range(f, l2), "shared")
-            return "shared", constants.f, solution(constants, p.a, p.b, p.w, l2, SolutionHints(left)), left
+            return "shared", constants.f, solution(constants, p.a, p.b, p.w, l2, SolutionHints(left)), left, None
         by_cholesky = by_feature or p.entry_dtype != mx.float64 or p.method == "cholesky"
         route = "feature" if by_cholesky else "shared"
         constants, known = inverse_of_ridge(p.a, p.w, l2, route, p.entry_dtype, p.b, p.method)
         x, f = solution(constants, p.a, p.b, p.w, l2, known), constants.f
         if constants.route == "shared":
-            return "shared", f, x, known.left
+            return "shared", f, x, known.left, None
         with on_cpu():  # The factor, which has an axis for targets, is of K + L.
             f = RightFactor(f.v[..., 0, :, :], f.s[..., 0, :], f.kept[..., 0, :], f.r[..., 0, :, :])
             if not self.careful:
-                return "feature", f, x, None
+                return "feature", f, x, None, known.squares
             self._left_factor, self._unpenalized, left = vectors_by_feature(p, l2)
-        return "feature", f, x, left
+        return "feature", f, x, left, known.squares
 
     @property
     def by_vectors(self) -> bool:
@@ -191,7 +196,8 @@ class FactoredProblem:
     def values(self) -> RowValues:
         """Residuals and what is left of the rows as constants."""
         with on_cpu():
-            plain = _by_rows(_constant(self.problem), self._inverse_root, self._kept, self._state[-1])
+            x, squares = self._state[-1], mx.stop_gradient(self._squares)
+            plain = _by_rows(_constant(self.problem), self._inverse_root, self._kept, x, squares)
             if self._left is None:
                 return plain
             kind, l2 = self._state[0], self.problem.l2
@@ -321,21 +327,18 @@ def _constant(p: ReadoutProblem) -> ReadoutProblem:
     return p._replace(w=mx.stop_gradient(p.w), total_weight=mx.stop_gradient(p.total_weight))
 
 
-def _by_rows(p: ReadoutProblem, root, kept, x) -> RowValues:
+def _by_rows(p: ReadoutProblem, root, kept, x, squares) -> RowValues:
     """U = A W in the dtype of A; residuals and leverages from it, summed in float64. Of constants."""
-    weights, rows, parts, norms = None if p.w is None else astype(p.w, mx.float64), [], [], mx.zeros((), mx.float64)
-    for i in range(0, p.a.shape[-2], ROWS_PER_BLOCK):
-        block = slice(i, i + ROWS_PER_BLOCK)
-        a = in_float64(p.a, block)
+
+    def of_block(a, b, root, kept, x):
         u = a @ root
-        rows.append(u.astype(p.a.dtype))
-        parts.append((in_float64(p.b, block) - a @ x, (u * u) @ kept))
-        norms = norms + mx.sum(a * a if weights is None else weights[..., block, None] * a * a, axis=-2)
-    residual, squares = (mx.concatenate(list(part), axis=-2) for part in zip(*parts, strict=True))
+        return u, b - a @ x, (u * u) @ kept
+
+    dtypes_of = [p.a.dtype, mx.float64, mx.float64]
+    u, residual, leverage = by_row_blocks(of_block, [p.a, p.b], [root, kept, x], dtypes_of)
     share = 0.0 if p.means is None else 1 / mx.where(p.total_weight == 0, 1, p.total_weight)[..., None]
-    rest = 1 - (1.0 if weights is None else weights) * (squares[..., 0] + share)
+    rest = 1 - (1.0 if p.w is None else astype(p.w, mx.float64)) * (leverage[..., 0] + share)
     # sum_i K_ii R_ii bounds the condition number for any scale of the columns; K + L, which it is of, has more.
-    loss = mx.sum(norms * ((root * root) @ kept)[..., 0], axis=-1)
+    loss = mx.sum(squares * ((root * root) @ kept)[..., 0], axis=-1)
     loss = mx.maximum(loss if p.entry_dtype != mx.float64 else mx.sqrt(loss), 1)
-    noise, none = 8 * dtypes.eps(mx.float64) * loss, mx.zeros((1,), mx.float64)
-    return RowValues(mx.concatenate(rows, axis=-2), residual, squares, rest, noise, none, none)
+    return RowValues(u, residual, leverage, rest, 8 * dtypes.eps(mx.float64) * loss, None, mx.zeros((1,), mx.float64))

@@ -66,12 +66,14 @@ _DIFFERENTIABLE = 1e-5
 _REFITTED, _NO_RESULT = 1e-6, 1e-2
 
 
-def _with_refits(e: mx.array, doubt: mx.array, part: mx.array | None, without: InFloat64, n: int) -> mx.array:
+def _with_refits(e: mx.array, doubt: mx.array | None, part: mx.array | None, without: InFloat64, n: int) -> mx.array:
     """Errors ``e`` (..., m, k) with those of refits where their relative error ``doubt`` (..., m) is too large.
 
     Such rows are some orders of magnitude larger than the others, so that they are few. What the others say about the
     direction of such a row is below the rounding error of singular vectors.
     """
+    if doubt is None:
+        return e
     with on_cpu():
         if part is not None:
             doubt = mx.where(part == 1, doubt, 0)
@@ -137,7 +139,7 @@ def intercept(p: ReadoutProblem):
 
 def _primal(
     p: ReadoutProblem, part: mx.array | None, fine: Callable[[], ReadoutProblem]
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, mx.array | None]:
     """The errors, and :attr:`RowValues.doubt`."""
     if p.l2 is None and p.method == "auto" and not visible(p.a):
         # Without values, a row that alone carries a direction is told from one that leaves little by vectors only.
@@ -188,7 +190,7 @@ def _primal(
 # C = (A A^T + l2 I)^-1:  r = l2 C b,  1 - h_i = l2 C_ii;  without a penalty C = (A A^T)^+.
 
 
-def _dual(p: ReadoutProblem) -> tuple[mx.array, mx.array]:
+def _dual(p: ReadoutProblem) -> tuple[mx.array, mx.array | None]:
     f, c, values = _dual_parts(p)
     with on_cpu():
         share, a, b = intercept(p), in_float64(p.a), in_float64(p.b)
@@ -243,8 +245,8 @@ def _cholesky_values(p: ReadoutProblem, f: RightFactor) -> RowValues:
     a, b = in_float64(p.a), in_float64(p.b)
     noise = 8 * dtypes.eps(mx.float64) * (1 + mx.sum(a * a, axis=(-2, -1)) / p.l2[..., 0, 0])
     none = mx.zeros((1, 1), mx.float64)
-    values = none, p.l2 * (c @ b), none, part - intercept(p), noise, mx.zeros((1,), mx.float64), none
-    return RowValues(*(mx.stop_gradient(value) for value in values))
+    residual, rest, noise = (mx.stop_gradient(x) for x in (p.l2 * (c @ b), part - intercept(p), noise))
+    return RowValues(none, residual, none, rest, noise, None, none)
 
 
 def _diagonal(x: mx.array) -> mx.array:

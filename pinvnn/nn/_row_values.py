@@ -37,7 +37,7 @@ class RowValues(NamedTuple):
         rest: 1 - w_i (h_i + 1 / sum(w)), ``(..., m)``.
         noise: Rounding error to expect in ``rest``, ``(...)``.
         doubt: Relative error to expect in leave-one-out of rows that leave little, ``(..., m)``, 0 for the others. Inf
-            where other singular values would count for the rank without the row.
+            where other singular values would count for the rank without the row. None without singular vectors.
         kept: Mask of the singular values that count, ``(..., n)``; unused without singular vectors.
     """
 
@@ -46,7 +46,7 @@ class RowValues(NamedTuple):
     leverage: mx.array
     rest: mx.array
     noise: mx.array
-    doubt: mx.array
+    doubt: mx.array | None
     kept: mx.array
 
     @property
