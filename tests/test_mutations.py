@@ -278,6 +278,16 @@ def numpy_objective(a, b, w, l2):
     return (rest.sum() + np.sum(l2 * x**2)) / b.size
 
 
+def adapt(p, a, b, w=None):
+    """With an intercept."""
+    return p["LeastSquaresReadout"](a.shape[-1], b.shape[-1], l2=0.5).adapt(a, b, a, w)
+
+
+def numpy_adapt(a, b, w):
+    mean, target = (w @ x / w.sum() for x in (a, b))
+    return (a - mean) @ numpy_ridge(a - mean, b - target, 0.5, w) + target
+
+
 def readout(method, *args):
     """``method(layer, a, b, w)`` for a readout without an intercept whose penalty is differentiable."""
 
@@ -461,6 +471,8 @@ PROBLEMS = {
     "bounded, shortest": (lambda p, a, b, w, low, high: p["lsq_linear"](a, b, (low, high), weights=w),
                           numpy_shortest, "abwou"),
     "causal": (causal, numpy_causal, "qabsd"),
+    "adapt": (adapt, numpy_adapt, "abw"),
+    "adapt, no weights": (adapt, lambda a, b: numpy_adapt(a, b, ONES), "ab"),
     "objective, truncated": (OBJECTIVE, lambda a, b, w: np.sum(numpy_residuals(a, b, w)) / b.size, "abw"),
     "objective": (OBJECTIVE, numpy_objective, "abwl"),
     "objective, no weights": (lambda p, a, b, l2: OBJECTIVE(p, a, b, None, l2),
@@ -607,6 +619,7 @@ CHECKS = {
     "validation": grid(["gcv", "gcv, truncated", "gcv, streamed"], TALL, WIDE),
     "bounded": grid(["bounded", "bounded, from zero"], TALL, WIDE) + grid(["bounded, shortest"], BOTH[1:], WIDE),
     "logistic": grid([name for name in PROBLEMS if name.startswith("logistic")], TALL, WIDE),
+    "centring": grid(["adapt", "adapt, no weights"], TALL, [mx.float32, *WIDE]),
     "causal": grid(["causal"], TALL, WIDE),
     "decayed": grid(["causal"], TALL, WIDE),
     "envelope": grid([name for name in PROBLEMS if name.startswith("objective")], BOTH, [*WIDE, mx.float32]),

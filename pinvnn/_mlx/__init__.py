@@ -5,7 +5,6 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 
 from . import checks as checks
 from . import dtypes as dtypes
-from .attach import attach as attach
 from .attach import attach_like as attach_like
 from .blocks import cross as cross
 from .centred import Centred as Centred

@@ -11,7 +11,7 @@ as arrays do. ``mx.custom_function`` takes arrays alone, so that one
 is built, and kept, for each structure of the arguments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from itertools import takewhile
@@ -26,25 +26,27 @@ from .shapes import unbroadcast
 _ARRAY = object()  # stands for an array in the structure of arguments
 
 
-def _flatten(x: Any, core: Any, leaves: list[mx.array], cores: list[int]) -> Any:
-    """The structure of ``x``, hashable; appends its arrays and their cores to ``leaves`` and ``cores``."""
-    if isinstance(x, mx.array):
-        leaves.append(x)
-        cores.append(core)
-        return _ARRAY
-    if isinstance(x, tuple):
-        of_fields = core if isinstance(core, tuple) else cast(Any, x).cores
-        return type(x), tuple([_flatten(field, c, leaves, cores) for field, c in zip(x, of_fields, strict=True)])
-    return x
+def _flatten(fields: Iterable[Any], of_fields: Iterable[Any], leaves: list[mx.array], cores: list[int | None]):
+    """The structure of ``fields``, hashable; appends their arrays and the cores of these to the two lists."""
+    found: list[Any] = []
+    for x, core in zip(fields, of_fields, strict=True):
+        if isinstance(x, mx.array):
+            leaves.append(x)
+            cores.append(core)
+            found.append(_ARRAY)
+        elif isinstance(x, tuple):
+            inner = _flatten(x, core if isinstance(core, tuple) else cast(Any, x).cores, leaves, cores)
+            found.append((type(x), inner))
+        else:
+            found.append(x)
+    return tuple(found)
 
 
-def _unflatten(structure: Any, leaves: Iterator[mx.array]) -> Any:
-    if structure is _ARRAY:
-        return next(leaves)
-    if isinstance(structure, tuple):
-        kind, fields = structure
-        return kind(*(_unflatten(field, leaves) for field in fields))
-    return structure
+def _unflatten(structures: tuple[Any, ...], leaves: Iterator[mx.array]) -> list[Any]:
+    return [
+        next(leaves) if s is _ARRAY else s[0](*_unflatten(s[1], leaves)) if isinstance(s, tuple) else s
+        for s in structures
+    ]
 
 
 def _mapped(axis: int | None) -> bool:
@@ -84,18 +86,14 @@ def attach(
     place = nullcontext if on_default_device else on_cpu
 
     @cache
-    def build(structures: tuple[Any, ...], leaf_cores: tuple[int, ...]) -> Callable[..., mx.array]:
+    def build(structures: tuple[Any, ...], leaf_cores: tuple[int | None, ...]) -> Callable[..., mx.array]:
         @mx.custom_function
         def f(*leaves):
             return leaves[-1]
 
-        def restored(leaves):
-            rest = iter(leaves)
-            return [_unflatten(structure, rest) for structure in structures]
-
         @f.vjp
         def _vjp(leaves, bar, out):
-            args = restored(leaves)
+            args = _unflatten(structures, iter(leaves))
             bars: list[mx.array | None] = []
             for x, b in zip(args, vjp(out, bar, *args), strict=False):
                 if x is not None:
@@ -113,7 +111,7 @@ def attach(
                     next(moving)  # its mean
             with place():
                 out = f(*leaves)
-            return jvp(out, along, *restored(leaves))
+            return jvp(out, along, *_unflatten(structures, iter(leaves)))
 
         @f.vmap
         def _vmap(leaves, axes):
@@ -127,13 +125,12 @@ def attach(
 
     def attached(*args):
         leaves: list[mx.array] = []
-        leaf_cores: list[int] = []
-        pairs = zip(args[:-1], cores[:-1], strict=True)
-        structures = tuple([_flatten(x, core, leaves, leaf_cores) for x, core in pairs])
+        leaf_cores: list[int | None] = []
+        structures = _flatten(args[:-1], cores[:-1], leaves, leaf_cores)
         # The gradient is stopped here, once, and not in what the value is computed from: mx.compile of MLX 0.32 fails
         # ("_Map_base::at") if several stopped copies of one element-wise result are in use.
         with place():
-            return build(structures, (*leaf_cores, cast(int, cores[-1])))(*leaves, mx.stop_gradient(args[-1]))
+            return build(structures, (*leaf_cores, cores[-1]))(*leaves, mx.stop_gradient(args[-1]))
 
     return attached
 

@@ -30,6 +30,7 @@ from .._rules import (
     attach_residual,
     attach_residuals_and_leverages,
     attach_rest,
+    divisor,
     free_degrees,
     inverse_of,
     inverse_root,
@@ -336,7 +337,7 @@ def _by_rows(p: ReadoutProblem, root, kept, x, squares) -> RowValues:
 
     dtypes_of = [p.a.dtype, mx.float64, mx.float64]
     u, residual, leverage = by_row_blocks(of_block, [p.a, p.b], [root, kept, x], dtypes_of)
-    share = 0.0 if p.means is None else 1 / mx.where(p.total_weight == 0, 1, p.total_weight)[..., None]
+    share = 0.0 if p.means is None else 1 / divisor(p.total_weight)[..., None]
     rest = 1 - (1.0 if p.w is None else astype(p.w, mx.float64)) * (leverage[..., 0] + share)
     # sum_i K_ii R_ii bounds the condition number for any scale of the columns; K + L, which it is of, has more.
     loss = mx.sum(squares * ((root * root) @ kept)[..., 0], axis=-1)

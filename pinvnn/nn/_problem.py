@@ -9,7 +9,6 @@ from .._mlx import (
     Centred,
     Matrix,
     astype,
-    attach,
     checks,
     dtypes,
     evaluated_crosses,
@@ -20,6 +19,7 @@ from .._mlx import (
     weights_array,
     without_unweighted,
 )
+from .._rules import divisor, weighted_mean, with_derivative_of_deviations
 from .._types import ArrayLike, ReadoutMethod
 
 
@@ -147,20 +147,18 @@ def _exactly_centred(x: mx.array, w: mx.array | None, total: mx.array, twice: bo
     Without weights the sum of a constant feature is exact, and 0 is left of it; with weights if the mean is taken
     ``twice``.
     """
+    rows, moves = with_derivative_of_deviations(x, w)
     with on_cpu():
         if w is None:
-            weights = mx.broadcast_to(mx.array(1.0, mx.float64), (x.shape[-2], 1))
-            whole, whole_x = x.shape[-2], x
+            weights, whole = mx.broadcast_to(mx.array(1.0, mx.float64), (x.shape[-2], 1)), x.shape[-2]
         else:
             weights = mx.stop_gradient(astype(w, mx.float64))[..., None]
-            whole = mx.stop_gradient(_divisor(total))[..., None, None]
-            whole_x = mx.broadcast_to(x, (*mx.broadcast_shapes(x.shape[:-2], w.shape[:-1]), *x.shape[-2:]))
-        fixed = mx.stop_gradient(whole_x)
+            whole = mx.stop_gradient(divisor(total))[..., None, None]
+        fixed = mx.stop_gradient(rows)
         mean = evaluated_crosses(weights, [fixed])[0] / whole
         if twice and w is not None:
             mean = mean + evaluated_crosses(weights, [Centred(fixed, mean)])[0] / whole
-        moves = _attached_mean(x, w, mx.zeros(mean.shape, x.dtype))
-        return Centred(_deviations(x, moves, whole_x), mean), moves
+        return Centred(rows, mean), moves
 
 
 def _centre(x, w):
@@ -169,9 +167,9 @@ def _centre(x, w):
     The mean is taken twice: the first one of rows far from 0 is wrong by its rounding. It is a constant for
     differentiation, since a shift of all rows does not change what the second step returns.
     """
-    shift = mx.stop_gradient(_mean(x, w))
+    shift = mx.stop_gradient(weighted_mean(x, w))
     x = x - shift
-    rest = _mean(x, w)
+    rest = weighted_mean(x, w)
     return x - rest, shift + rest
 
 
@@ -182,46 +180,3 @@ def _without_noise(x, mean, dtype):
     """
     noise = mx.max(mx.abs(x), axis=-2, keepdims=True) <= dtypes.eps(dtype) / 4 * mx.abs(mean)
     return x - mx.stop_gradient(mx.where(noise, x, mx.zeros_like(x)))
-
-
-def _divisor(total: mx.array) -> mx.array:
-    """``total`` weights. Those that sum to 0 have no mean; 0 leaves the solution 0, where there is one."""
-    return mx.where(total == 0, 1, total)
-
-
-def _mean(x, w):
-    if w is None:
-        return mx.sum(x, axis=-2, keepdims=True) / max(x.shape[-2], 1)
-    return mx.sum(w[..., None] * x, axis=-2, keepdims=True) / _divisor(mx.sum(w, axis=-1))[..., None, None]
-
-
-# --- Derivatives, by hand: without an array of the size of x for each step ------------------------
-# mean = sum_i w_i x_i / W with W = sum(w):  x_bar_i = w_i mean_bar / W,  w_bar_i = <x_i - mean, mean_bar> / W.
-
-
-def _mean_vjp(_, bar, x, w):
-    if w is None:
-        return mx.broadcast_to(bar / x.shape[-2], (*bar.shape[:-2], *x.shape[-2:])), None
-    bar = bar / _divisor(mx.sum(w, axis=-1))[..., None, None]
-    return w[..., None] * bar, mx.sum((x - _mean(x, w)) * bar, axis=-1)
-
-
-def _mean_jvp(_, tangents, x, w):
-    dx, dw = tangents
-    parts = [] if dx is None else [_mean(dx, w)]
-    if dw is not None:
-        moved = mx.sum(dw[..., None] * (x - _mean(x, w)), axis=-2, keepdims=True)
-        parts.append(moved / _divisor(mx.sum(w, axis=-1))[..., None, None])
-    return sum(parts[1:], parts[0])
-
-
-def _deviations_jvp(out, tangents, x, mean):
-    dx, dmean = tangents
-    moved = mx.zeros_like(out) if dx is None else dx
-    return moved if dmean is None else moved - dmean
-
-
-#: ``_attached_mean(x, w, value)``: ``value`` with the derivative of the weighted mean of x.
-_attached_mean = attach(_mean_vjp, _mean_jvp, 2, 1, 2)
-#: ``_deviations(x, mean, value)``: ``value`` with the derivative of x - mean.
-_deviations = attach(lambda _, bar, x, mean: (bar, -mx.sum(bar, axis=-2, keepdims=True)), _deviations_jvp, 2, 2, 2)

@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from .._factor import RightFactor, default_rtol
 from .._mlx import dtypes, in_float64, on_cpu, same_batch
+from .._rules import divisor
 from ._problem import ReadoutProblem
 
 # Below this multiple of its rounding error, a rest has too few digits for entries of the dtype.
@@ -73,7 +74,7 @@ def without_intercept(p: ReadoutProblem, u: mx.array) -> tuple[mx.array, mx.arra
     if p.means is None:
         return root, u
     weight = mx.sum(w, axis=-1)[..., None, None]
-    u = u - root * ((root.mT @ u) / mx.where(weight == 0, 1, weight))
+    u = u - root * ((root.mT @ u) / divisor(weight))
     norms = mx.sqrt(mx.sum(u * u, axis=-2, keepdims=True))
     return root, u / mx.where(norms > 0, norms, 1)
 
@@ -142,8 +143,7 @@ def row_values(
         kept = (s > rtol * s[..., :1]).astype(mx.float64)
     kept = mx.where(mx.isnan(s), s, kept)
     w = mx.ones((m,), mx.float64) if p.w is None else p.w.astype(mx.float64)
-    weight = mx.sum(w, axis=-1, keepdims=True)
-    weight = mx.where(weight == 0, 1, weight)
+    weight = divisor(mx.sum(w, axis=-1, keepdims=True))
     root, u = without_intercept(p, u * kept[..., None, :])
     penalty = mx.zeros((1,), mx.float64) if l2 is None else l2[..., 0] * (f.r * f.r)[..., 0]
     total = s * s + penalty
