@@ -1,5 +1,7 @@
 """Large products summed in float64 on the CPU, one block of rows at a time: all rows are never copied to float64."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from .centred import Centred, Matrix, in_float64
@@ -16,7 +18,7 @@ def cross(a: Matrix, b: Matrix, w: mx.array | None = None) -> mx.array:
     return crosses(a, [b], w)[0]
 
 
-def crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None) -> list[mx.array]:
+def crosses(a: Matrix, rights: Sequence[Matrix], w: mx.array | None = None) -> list[mx.array]:
     """:func:`cross` of ``a`` with each of ``rights``, in one pass over ``a``."""
     with on_cpu():
         totals: list[mx.array] = []

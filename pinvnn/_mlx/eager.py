@@ -1,6 +1,6 @@
 """Evaluation of arguments, which is possible outside of ``mx.compile`` and ``mx.vmap`` only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -45,7 +45,7 @@ def _numpy_pays(a: Matrix, columns: int, *others: Matrix | None) -> bool:
     return a.size * columns + _READ * largest >= _LEAST_FOR_NUMPY and visible(a, *others)
 
 
-def evaluated_crosses(a: Matrix, rights: list[Matrix], w: mx.array | None = None) -> list[mx.array]:
+def evaluated_crosses(a: Matrix, rights: Sequence[Matrix], w: mx.array | None = None) -> list[mx.array]:
     """:func:`crosses`; large ones of visible arrays are evaluated by NumPy, without a graph.
 
     On Linux MLX's own CPU products of float64 are 10 to 50 times slower than those of NumPy, which also computes one
@@ -88,9 +88,12 @@ def evaluated_residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
 
 
 def _product_by_numpy(fn: Callable[..., Any], a: Matrix, others: list[Matrix], x: mx.array, dtype: mx.Dtype):
-    with on_cpu():  # the mean apart: a subtraction from each row of the product, and not of A
-        a, shift = (a.rows, a.mean @ x) if isinstance(a, Centred) else (a, mx.zeros((1, 1), mx.float64))
-    return _by_numpy(lambda *args: (fn(*args),), [a, *others], [x, shift], [dtype])[0]
+    import numpy as np
+
+    right, shift = np.asarray(x), 0.0
+    if isinstance(a, Centred):  # the mean apart: a subtraction from each row of the product, and not of A
+        a, shift = a.rows, np.asarray(a.mean) @ right
+    return _by_numpy(lambda *args: (fn(*args),), [a, *others], [right, shift], [dtype])[0]
 
 
 def by_row_blocks(
@@ -115,10 +118,9 @@ def by_row_blocks(
         return [mx.concatenate(list(of_one), axis=-2) for of_one in zip(*parts, strict=True)]
 
 
-def _by_numpy(fn, rows: list[Matrix], others: list[mx.array], dtypes: list[mx.Dtype]) -> list[mx.array]:
+def _by_numpy(fn, rows: list[Matrix], others: list[Any], dtypes: list[mx.Dtype]) -> list[mx.array]:
     import numpy as np
 
-    mx.eval(others)
     readers, constants, m = [_reader(x) for x in rows], [np.asarray(x) for x in others], rows[0].shape[-2]
     step, out = max(64, min(ROWS_PER_BLOCK, _CACHED // rows[0].shape[-1])), []
     with np.errstate(all="ignore"):

@@ -33,7 +33,7 @@ from .._mlx.attach import attach, attach_like, rules_like
 from .._mlx.centred import Matrix, in_float64, rounded, with_batch
 from .._mlx.matmul import addmm, matmul
 from .._mlx.place import astype, large, on_cpu
-from .._mlx.shapes import same_batch
+from .._mlx.shapes import same_batch, total
 from .products import gram_handle, weigh
 from .residuals import exact_residual
 from .ridge import gram_normal
@@ -190,10 +190,17 @@ def attach_residuals_and_leverages(
     return _rules[kind](a, b, w, l2, f, x, root, u, value)
 
 
-def _rest_of_leverage(leverage, w):
+def _rest_vjp(_, bar, leverage, w):
     with on_cpu():
-        return 1 - w * leverage
+        return (-bar, None) if w is None else (-w * bar, -leverage * bar)
+
+
+def _rest_jvp(_, tangents, leverage, w):
+    with on_cpu():
+        moved, dw = tangents
+        parts = [] if moved is None else [-moved if w is None else -w * moved]
+        return total(parts if dw is None else [*parts, -leverage * dw])
 
 
 #: ``attach_rest(leverage, w, value)``: the constant ``value`` with the derivatives of 1 - w leverage.
-attach_rest = attach_like(_rest_of_leverage, 2, 1, 1, 1)
+attach_rest = attach(_rest_vjp, _rest_jvp, 1, 1, 1)

@@ -121,17 +121,23 @@ class FactoredProblem:
     def by_vectors(self) -> bool:
         return self._left is not None
 
-    @property
-    def trusted(self) -> bool:
-        """Whether ``rest`` has digits enough in every row; True where values cannot be evaluated, too."""
-        if self.by_vectors or not visible(self.values.rest, self.noise):
-            return True
-        with on_cpu():
-            if self.problem.method == "cholesky" and mx.any(mx.isnan(self.values.rest)).item():
-                return True  # A promise that does not hold stays NaN.
+    @cached_property
+    def digits_suffice(self) -> bool | None:
+        """Whether ``rest`` has digits enough in every row, so that none of them alone carries a direction.
+
+        None where values cannot be evaluated, and with singular vectors, which give small values their digits.
+        """
         p = self.problem
         little = p.a.dtype == mx.float32 or p.l2 is None
-        return digits_suffice(self.values, p.entry_dtype, LITTLE if little else 0.0)
+        return None if self.by_vectors else digits_suffice(self.values, p.entry_dtype, LITTLE if little else 0.0)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing shows that digits are missing. A promise that does not hold stays NaN."""
+        if self.digits_suffice is not False:
+            return True
+        with on_cpu():
+            return self.problem.method == "cholesky" and bool(mx.any(mx.isnan(self.values.rest)).item())
 
     @cached_property
     def solution(self) -> mx.array:
@@ -189,9 +195,10 @@ class FactoredProblem:
         p, values = self.problem, self.values
         both = attach_residuals_and_leverages(*self._state, self._inverse_root, values.u, values.both)
         with on_cpu():
-            w = mx.ones((1,), mx.float64) if p.w is None else astype(p.w, mx.float64)
-            share = mx.zeros((1,), mx.float64) if p.means is None else 1 / p.total_weight[..., None]
-            return both[..., :-1], attach_rest(both[..., -1] + share, w, values.rest)
+            w, leverage = None if p.w is None else astype(p.w, mx.float64), both[..., -1]
+            if p.means is not None:
+                leverage = leverage + 1 / p.total_weight[..., None]
+            return both[..., :-1], attach_rest(leverage, w, values.rest)
 
     @cached_property
     def values(self) -> RowValues:

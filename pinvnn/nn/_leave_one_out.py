@@ -148,6 +148,9 @@ def _primal(
         f = factored(p, fine)
     p = f.problem
     residual, rest = f.residual_and_rest
+    if f.digits_suffice:
+        with on_cpu():
+            return residual / (rest if part is None else (1 - part) + part * rest)[..., None], f.values.doubt
     with on_cpu():
         noise = f.noise[..., None]
         if not f.by_vectors:  # no values decided whether the rests have digits enough

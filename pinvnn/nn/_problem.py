@@ -124,7 +124,7 @@ def centred(
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     if bias and work == mx.float32 and x.size and (l2 is not None or x.shape[-2] > x.shape[-1]):
-        (a, a_moves), (b, b_moves) = [_exactly_centred(v, w, total, l2 is None) for v in (x, y)]
+        (a, a_moves), (b, b_moves) = _exactly_centred([x, y], w, total, l2 is None)
 
         def means():
             if on_gpu(work):  # Summed anew in float32: nothing has to cross for it.
@@ -141,24 +141,28 @@ def centred(
     return ReadoutProblem(x, y, w, l2, total, lambda: (x_mean, y_mean), out, entries, method)
 
 
-def _exactly_centred(x: mx.array, w: mx.array | None, total: mx.array, twice: bool) -> tuple[Centred, mx.array]:
-    """float32 ``x`` less its weighted mean, and zeros with the derivative of the mean, ``(..., 1, n)``.
+def _exactly_centred(
+    arrays: list[mx.array], w: mx.array | None, total: mx.array, twice: bool
+) -> list[tuple[Centred, mx.array]]:
+    """Each of the float32 ``arrays`` less its weighted mean, and zeros with the derivative of the mean.
 
     Without weights the sum of a constant feature is exact, and 0 is left of it; with weights if the mean is taken
     ``twice``.
     """
-    rows, moves = with_derivative_of_deviations(x, w)
+    rows, moves = zip(*(with_derivative_of_deviations(x, w) for x in arrays), strict=True)
     with on_cpu():
+        fixed = [mx.stop_gradient(x) for x in rows]
         if w is None:
-            weights, whole = mx.broadcast_to(mx.array(1.0, mx.float64), (x.shape[-2], 1)), x.shape[-2]
+            m = fixed[0].shape[-2]
+            weights, whole = mx.broadcast_to(mx.array(1.0, mx.float64), (m, 1)), m
         else:
             weights = mx.stop_gradient(astype(w, mx.float64))[..., None]
             whole = mx.stop_gradient(divisor(total))[..., None, None]
-        fixed = mx.stop_gradient(rows)
-        mean = evaluated_crosses(weights, [fixed])[0] / whole
+        means = [sums / whole for sums in evaluated_crosses(weights, fixed)]
         if twice and w is not None:
-            mean = mean + evaluated_crosses(weights, [Centred(fixed, mean)])[0] / whole
-        return Centred(rows, mean), moves
+            rest = evaluated_crosses(weights, [Centred(x, mean) for x, mean in zip(fixed, means, strict=True)])
+            means = [mean + sums / whole for mean, sums in zip(means, rest, strict=True)]
+        return [(Centred(x, mean), move) for x, mean, move in zip(rows, means, moves, strict=True)]
 
 
 def _centre(x, w):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .._factor import RightFactor, default_rtol
-from .._mlx import dtypes, in_float64, on_cpu, same_batch
+from .._mlx import dtypes, in_float64, on_cpu, same_batch, visible
 from .._rules import divisor
 from ._problem import ReadoutProblem
 
@@ -57,11 +57,11 @@ class RowValues(NamedTuple):
             return mx.concatenate(same_batch(self.residual, self.leverage), axis=-1)
 
 
-def digits_suffice(values: RowValues, entries: mx.Dtype, least: float = 0.0) -> bool:
-    """Whether every rest is far above its rounding error, and above ``least``; NaN is not. Evaluates."""
+def digits_suffice(values: RowValues, entries: mx.Dtype, least: float = 0.0) -> bool | None:
+    """Whether every rest is far above its rounding error, and above ``least``; NaN is not. None without values."""
     with on_cpu():
-        limit = mx.maximum(TRUSTED[entries] * values.noise[..., None], least)
-        return bool(mx.all(values.rest > limit).item())
+        suffice = mx.all(values.rest > mx.maximum(TRUSTED[entries] * values.noise[..., None], least))
+        return bool(suffice.item()) if visible(suffice) else None
 
 
 def without_intercept(p: ReadoutProblem, u: mx.array) -> tuple[mx.array, mx.array]:
