@@ -6,7 +6,6 @@ What the layers above (nn, streaming, varpro, heads) may use of this room is imp
 from . import envelope as envelope
 from . import logistic as logistic
 from .centring import divisor as divisor
-from .centring import less_mean as less_mean
 from .centring import weighted_mean as weighted_mean
 from .centring import with_derivative_of_deviations as with_derivative_of_deviations
 from .decayed import fading as fading

@@ -11,7 +11,7 @@ By hand, since MLX would form an array of the size of x for each step.
 import mlx.core as mx
 
 from .._mlx.attach import attach
-from .._mlx.place import large, on_cpu
+from .._mlx.place import on_cpu
 from .._mlx.shapes import total
 
 
@@ -37,14 +37,6 @@ def with_derivative_of_deviations(x: mx.array, w: mx.array | None) -> tuple[mx.a
         mean = _mean(x, w, mx.zeros((*batch, 1, x.shape[-1]), x.dtype))
         whole = x if w is None else mx.broadcast_to(x, (*batch, *x.shape[-2:]))
         return _deviations(x, mean, whole), mean
-
-
-def less_mean(x: mx.array, mean: mx.array) -> mx.array:
-    """``x - mean`` for the mean ``(..., 1, n)`` of any rows."""
-    with large(x.dtype):
-        if x.dtype == mx.float64:
-            return x - mean
-        return _less_mean(x, mean, x - mx.stop_gradient(mean))
 
 
 def _mean_vjp(_, bar, x, w):
@@ -76,4 +68,3 @@ def _deviations_jvp(out, tangents, x, mean):
 
 _mean = attach(_mean_vjp, _mean_jvp, 2, 1, 2)
 _deviations = attach(_deviations_vjp, _deviations_jvp, 2, 2, 2)
-_less_mean = attach(_deviations_vjp, _deviations_jvp, 2, 2, 2, on_default_device=True)

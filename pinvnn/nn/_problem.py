@@ -124,7 +124,7 @@ def centred(
     with on_cpu():
         total = mx.array(x.shape[-2], mx.float64) if w is None else mx.sum(astype(w, mx.float64), axis=-1)
     if bias and work == mx.float32 and x.size and (l2 is not None or x.shape[-2] > x.shape[-1]):
-        (a, a_moves), (b, b_moves) = _exactly_centred([x, y], w, total, l2 is None)
+        (a, a_moves), (b, b_moves) = _exactly_centred(x, y, w, total, l2 is None)
 
         def means():
             if on_gpu(work):  # Summed anew in float32: nothing has to cross for it.
@@ -142,14 +142,19 @@ def centred(
 
 
 def _exactly_centred(
-    arrays: list[mx.array], w: mx.array | None, total: mx.array, twice: bool
+    x: mx.array, y: mx.array, w: mx.array | None, total: mx.array, twice: bool
 ) -> list[tuple[Centred, mx.array]]:
-    """Each of the float32 ``arrays`` less its weighted mean, and zeros with the derivative of the mean.
+    """float32 ``x`` and ``y`` less their weighted means, and zeros with the derivative of each mean.
 
     Without weights the sum of a constant feature is exact, and 0 is left of it; with weights if the mean is taken
     ``twice``.
     """
-    rows, moves = zip(*(with_derivative_of_deviations(x, w) for x in arrays), strict=True)
+    rows, moves = with_derivative_of_deviations(x, w)
+    with large(y.dtype):  # Narrow: MLX's own derivative takes less time than a rule in Python.
+        share = 1 / y.shape[-2] if w is None else (w / divisor(mx.sum(w, axis=-1, keepdims=True)))[..., None]
+        mean = mx.sum(share * y, axis=-2, keepdims=True)  # not the sum itself, which may overflow
+        y_moves = mean - mx.stop_gradient(mean)
+        rows, moves = [rows, y - y_moves], [moves, y_moves]
     with on_cpu():
         fixed = [mx.stop_gradient(x) for x in rows]
         if w is None:

@@ -7,7 +7,7 @@ from .._lstsq import lstsq
 from .._methods import factor_problem, factor_ridge
 from .._mlx import Centred, addmm, astype, large, matmul
 from .._ridge import ridge
-from .._rules import envelope, less_mean
+from .._rules import envelope
 from . import _bounds
 from ._problem import ReadoutProblem
 
@@ -36,7 +36,7 @@ def predict(p: ReadoutProblem, x: mx.array) -> mx.array:
         if p.means is None:
             return matmul(x, solution)
         x_mean, y_mean = p.means()
-        return addmm(y_mean, less_mean(x, x_mean), solution)
+        return addmm(y_mean, x - x_mean, solution)
 
 
 def smallest_objectives(p: ReadoutProblem) -> mx.array:
