@@ -12,8 +12,8 @@ from .place import on_cpu
 
 # Multiply-adds from which on NumPy takes less time than MLX with a fast BLAS, and what an entry that is read counts.
 _LEAST_FOR_NUMPY, _READ = 2**22, 16
-# Numbers of a block that stays in cache together with what is made of it.
-_CACHED = 2**16
+# Numbers of a block that stays in cache together with what is made of it, and the fewest rows of one.
+_CACHED, _LEAST_ROWS = 2**16, 256
 
 
 def visible(*arrays: Matrix | float | None) -> bool:
@@ -77,23 +77,31 @@ def evaluated_times(a: Matrix, x: mx.array) -> mx.array:
     """:func:`times`; large real ones of visible arrays are evaluated by NumPy, without a graph."""
     if a.dtype == mx.complex64 or not _numpy_pays(a, x.shape[-1], x):
         return times(a, x)
-    return _product_by_numpy(lambda a, x, shift: a @ x - shift, a, [], x, a.dtype)
+    return _product_by_numpy(a, x, a.dtype)
 
 
 def evaluated_residual(a: Matrix, b: Matrix, x: mx.array) -> mx.array:
     """:func:`residual` of real arrays in float64, likewise."""
     if not _numpy_pays(a, x.shape[-1], b, x):
         return residual(a, b, x, rounded=False)
-    return _product_by_numpy(lambda a, b, x, shift: b - (a @ x - shift), a, [b], x, mx.float64)
+    return _product_by_numpy(a, x, mx.float64, b)
 
 
-def _product_by_numpy(fn: Callable[..., Any], a: Matrix, others: list[Matrix], x: mx.array, dtype: mx.Dtype):
+def _product_by_numpy(a: Matrix, x: mx.array, dtype: mx.Dtype, b: Matrix | None = None) -> mx.array:
+    """``a x``, or ``b - a x``."""
     import numpy as np
 
-    right, shift = np.asarray(x), 0.0
+    right, shift = np.asarray(x), None
     if isinstance(a, Centred):  # the mean apart: a subtraction from each row of the product, and not of A
         a, shift = a.rows, np.asarray(a.mean) @ right
-    return _by_numpy(lambda *args: (fn(*args),), [a, *others], [right, shift], [dtype])[0]
+
+    def of_block(left, *target):
+        product = left @ right
+        if shift is not None:
+            product -= shift
+        return (target[0] - product if target else product,)
+
+    return _by_numpy(of_block, [a] if b is None else [a, b], [], [dtype])[0]
 
 
 def by_row_blocks(
@@ -118,11 +126,11 @@ def by_row_blocks(
         return [mx.concatenate(list(of_one), axis=-2) for of_one in zip(*parts, strict=True)]
 
 
-def _by_numpy(fn, rows: list[Matrix], others: list[Any], dtypes: list[mx.Dtype]) -> list[mx.array]:
+def _by_numpy(fn, rows: list[Matrix], others: list[mx.array], dtypes: list[mx.Dtype]) -> list[mx.array]:
     import numpy as np
 
     readers, constants, m = [_reader(x) for x in rows], [np.asarray(x) for x in others], rows[0].shape[-2]
-    step, out = max(64, min(ROWS_PER_BLOCK, _CACHED // rows[0].shape[-1])), []
+    step, out = max(_LEAST_ROWS, min(ROWS_PER_BLOCK, _CACHED // rows[0].shape[-1])), []
     with np.errstate(all="ignore"):
         for i in range(0, m, step):
             parts = fn(*(read(slice(i, i + step)) for read in readers), *constants)
