@@ -154,7 +154,8 @@ def _exactly_centred(
         share = 1 / y.shape[-2] if w is None else (w / divisor(mx.sum(w, axis=-1, keepdims=True)))[..., None]
         mean = mx.sum(share * y, axis=-2, keepdims=True)  # not the sum itself, which may overflow
         y_moves = mean - mx.stop_gradient(mean)
-        rows, moves = [rows, y - y_moves], [moves, y_moves]
+        # An array of its own: stopped copies of what is element by element make mx.compile fail, see `attach`.
+        rows, moves = [rows, mx.contiguous(y - y_moves)], [moves, y_moves]
     with on_cpu():
         fixed = [mx.stop_gradient(x) for x in rows]
         if w is None:
