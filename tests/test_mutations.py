@@ -393,6 +393,10 @@ def numpy_logistic_left_out(a, w, l2):
     return a @ t + step
 
 
+def numpy_logistic_refits(a, w, l2):
+    return np.stack([a[i] @ numpy_logistic(a, np.where(np.arange(5) == i, 0.0, w), l2)[0] for i in range(5)])
+
+
 def numpy_logistic_loss(a, w, l2):
     return numpy_cross_entropy(numpy_logistic_left_out(a, w, l2), w)
 
@@ -414,6 +418,7 @@ def logistic(method):
 
 
 LOGISTIC = logistic(lambda layer, *args: layer.solve(*args)[0].T)
+REFITS = logistic(lambda layer, *args: layer.loo_predictions(*args))
 LEFT_OUT = readout(lambda layer, a, b, w: layer.loo_predictions(a, b, w))
 SPREAD = readout(lambda layer, a, b, w: layer.uncertainty(a, b, w).weight_covariance)
 OBJECTIVE = readout(lambda layer, a, b, w: layer.projected_loss(a, b, w))
@@ -459,8 +464,12 @@ PROBLEMS = {
     "logistic, feature": (LOGISTIC, lambda *args: numpy_logistic(*args)[0], "awf"),
     "logistic, objective": (logistic(lambda layer, *args: layer.projected_loss(*args)),
                             numpy_logistic_objective, "aws"),
-    "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args)), numpy_logistic_left_out, "aws"),
-    "logistic, left-out loss": (logistic(lambda layer, *args: layer.loo_loss(*args)), numpy_logistic_loss, "aws"),
+    "logistic, left out": (logistic(lambda layer, *args: layer.loo_predictions(*args, refits=0)),
+                           numpy_logistic_left_out, "aws"),
+    "logistic, left-out loss": (logistic(lambda layer, *args: layer.loo_loss(*args, refits=0)),
+                                numpy_logistic_loss, "aws"),
+    "logistic, refits": (lambda p, a, l2: REFITS(p, a, None, l2),
+                         lambda a, l2: numpy_logistic_refits(a, ONES, l2), "as"),
     "logistic, mean loss": (lambda p, v: p["mean_cross_entropy"](v, mx.array(LABELS), None),
                             lambda v: numpy_cross_entropy(v, ONES), "a"),
     "gcv": (readout(lambda layer, *args: layer.gcv(*args)), numpy_gcv, "abws"),

@@ -86,7 +86,7 @@ _softmax = attach(_softmax_vjp, _softmax_jvp, 1, 1)
 # --- H^-1 b -----------------------------------------------------------------------------------------------------------
 
 
-def hessian_solve(a, w, p, l2, b, look=True):
+def hessian_solve(a, w, p, l2, b, near=None, look=True):
     """``H^-1 b``, ``(..., N, c)``, where H's null space, the common shifts of free features, is left out.
 
     Args:
@@ -95,17 +95,18 @@ def hessian_solve(a, w, p, l2, b, look=True):
         p: Probabilities ``(..., m, c)``.
         l2: ``(..., N, 1 or c)``, or compact: see ``newton.penalty_of_all``.
         b: ``(..., N, c)``.
+        near: The inverse of a Hessian near H, as of :func:`refits`, or None.
         look: Whether values may be evaluated. A jvp rule must not: what it is given is no tracer any more, so that an
             evaluation would cut it off from an outer transformation, whose derivative would be 0.
     """
     with on_cpu():
         solve = newton.solve_hessian
-        value = _value(solve, a, w, p, l2, b) if look else solve(newton.Graph(), a, w, p, l2, b)
-        return _hessian_solve(a, w, p, l2, b, value)
+        args = (a, w, p, l2, b) if near is None else (a, w, p, l2, b, near)
+        return _hessian_solve(a, w, p, l2, b, near, _value(solve, *args) if look else solve(newton.Graph(), *args))
 
 
-def _solve_vjp(z, bar, a, w, p, l2, b):
-    u = hessian_solve(a, w, p, l2, bar)
+def _solve_vjp(z, bar, a, w, p, l2, b, near):
+    u = hessian_solve(a, w, p, l2, bar, near)
     with on_cpu():
         q, v, weight = a @ u, a @ z, w[..., None]
         sv, sq = _times_softmax(p, v), _times_softmax(p, q)
@@ -114,7 +115,7 @@ def _solve_vjp(z, bar, a, w, p, l2, b):
         return a_bar, -_cross(q, sv), p_bar, _like_penalty(-u * z, l2), u
 
 
-def _solve_jvp(z, tangents, a, w, p, l2, b):
+def _solve_jvp(z, tangents, a, w, p, l2, b, near):
     # H dz = db - dA^T D S(A z) - A^T dD S(A z) - A^T D (S(dA z) + dS(A z)) - dL o z
     da, dw, dp, dl, db = tangents[:5]
     with on_cpu():
@@ -129,7 +130,7 @@ def _solve_jvp(z, tangents, a, w, p, l2, b):
             rows.append(weight * (dp * v - dp * _row_sums(p * v) - p * _row_sums(dp * v)))
         parts += [-(a.mT @ row) for row in rows]
         parts += [] if dl is None else [-_of_all(dl, z) * z]
-        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), near, look=False)
 
 
 def _of_all(l2, t):
@@ -146,7 +147,7 @@ def _like_penalty(x, l2):
     return mx.concatenate([mx.sum(x[..., :n, :], axis=-2, keepdims=True), x[..., n:, :]], axis=-2)
 
 
-_hessian_solve = attach(_solve_vjp, _solve_jvp, 2, 1, 2, 2, 2, 2)
+_hessian_solve = attach(_solve_vjp, _solve_jvp, 2, 1, 2, 2, 2, 2, 2)
 
 
 # --- The minimizer ----------------------------------------------------------------------------------------------------
@@ -171,23 +172,23 @@ def fitted(a, y, w, l2, accuracy):
     return through_numpy(lambda *args: newton.minimize(*args, accuracy=accuracy), a, y, w, l2)
 
 
-def attach_minimizer(a, y, w, l2, value):
-    """``value`` as the minimizer of the problem, with its derivatives."""
+def attach_minimizer(a, y, w, l2, value, near=None):
+    """``value`` as the minimizer of the problem, with its derivatives; ``near`` as of :func:`hessian_solve`."""
     with on_cpu():
-        return _minimizer(a, w, l2, y, value)
+        return _minimizer(a, w, l2, y, near, value)
 
 
-def _minimizer_vjp(t, bar, a, w, l2, y):
+def _minimizer_vjp(t, bar, a, w, l2, y, near):
     with on_cpu():
         p = softmax(a @ t)
-    z = hessian_solve(a, w, p, l2, bar)
+    z = hessian_solve(a, w, p, l2, bar, near)
     with on_cpu():
         az, miss, weight = a @ z, p - y, w[..., None]
         a_bar = -((weight * miss) @ z.mT + (weight * _times_softmax(p, az)) @ t.mT)
         return a_bar, -_cross(miss, az), _like_penalty(-z * t, l2)
 
 
-def _minimizer_jvp(t, tangents, a, w, l2, y):
+def _minimizer_jvp(t, tangents, a, w, l2, y, near):
     da, dw, dl = tangents[:3]
     with on_cpu():
         p = softmax(a @ t)
@@ -198,10 +199,10 @@ def _minimizer_jvp(t, tangents, a, w, l2, y):
             parts.append(-(a.mT @ (dw[..., None] * miss)))
         if dl is not None:
             parts.append(-_of_all(dl, t) * t)
-        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), look=False)
+        return hessian_solve(a, w, p, l2, sum(parts[1:], parts[0]), near, look=False)
 
 
-_minimizer = attach(_minimizer_vjp, _minimizer_jvp, 2, 1, 2, 2, 2)
+_minimizer = attach(_minimizer_vjp, _minimizer_jvp, 2, 1, 2, 2, 2, 2)
 
 
 # --- The objective at its minimum -------------------------------------------------------------------------------------
@@ -305,8 +306,16 @@ def _without_jvp(n, tangents, m, s):
 _without_own_row = attach(_without_vjp, _without_jvp, 2, 2, 2)
 
 
-def one_step_without(a, y, w, l2, t):
-    r"""Logits ``(..., m, c)`` of each row after one Newton step from ``t`` without it.
+def inverse_hessian(a, w, l2, t):
+    """``H^-1`` at ``t`` as a matrix ``(..., c N, c N)``, classes first."""
+    with on_cpu():
+        p = softmax(a @ t)
+        l2 = newton.penalty_of_all(mx, l2, a.shape[-1])
+        return inverse(newton.curvature(newton.Graph(), a, w, p, l2))
+
+
+def one_step_without(a, y, w, t, g):
+    r"""Logits ``(..., m, c)`` of each row after one Newton step from ``t`` without it; ``g`` is H^-1 there.
 
     With G = H^-1, M_i = (a_i x I) G (a_i x I)^T (c x c) and S_i = w_i (diag(p_i) - p_i p_i^T),
 
@@ -320,14 +329,32 @@ def one_step_without(a, y, w, l2, t):
         v = a @ t
         p = softmax(v)
         (rows, n), c, batch = a.shape[-2:], p.shape[-1], p.shape[:-2]
-        l2 = newton.penalty_of_all(mx, l2, n)
-        g = inverse(newton.curvature(newton.Graph(), a, w, p, l2)).reshape(*batch, c, n, c, n)
-        g = mx.swapaxes(g, -3, -2).reshape(*batch, c * c, n, n)
+        g = mx.swapaxes(g.reshape(*batch, c, n, c, n), -3, -2).reshape(*batch, c * c, n, n)
         left = a[..., None, :, :]
         m = mx.sum((left @ g) * left, axis=-1).mT.reshape(*batch, rows, c, c)
         s = w[..., None, None] * (p[..., None] * (mx.eye(c, dtype=mx.float64) - p[..., None, :]))
         step = without_own_row((m + m.mT) / 2, s) @ (w[..., None] * (p - y))[..., None]
         return v + step[..., 0]
+
+
+def refits(a, y, w, l2, t, g):
+    """Minimizers ``(..., K, N, c)`` for K vectors of weights, and which of them were found ``(..., K)``.
+
+    Args:
+        a: Rows ``(..., m, N)``.
+        y: One-hot labels ``(..., m, c)``.
+        w: Weights ``(..., K, m)``.
+        l2: As of :func:`minimizer`.
+        t: A minimizer near them, ``(..., N, c)``; what was not found is this.
+        g: The inverse ``(..., c N, c N)`` of the Hessian there.
+    """
+    with on_cpu():
+        a, y, g, t = a[..., None, :, :], y[..., None, :, :], g[..., None, :, :], t[..., None, :, :]
+        l2 = newton.penalty_of_all(mx, l2, a.shape[-1])
+        t = mx.broadcast_to(t, (*w.shape[:-1], *t.shape[-2:]))
+        value = mx.stop_gradient(_value(newton.refit, a, y, w, l2, t, g))
+        found = mx.isfinite(mx.sum(value, axis=(-2, -1)))
+        return attach_minimizer(a, y, w, l2, mx.where(found[..., None, None], value, t), g), found
 
 
 # --- The smallest objective: its derivatives need no H^-1 -------------------------------------------------------------

@@ -93,7 +93,7 @@ LOGISTIC = {
     "solve": lambda r, x, y, w: mx.concatenate([part.reshape(-1) for part in r.solve(x, y, w)]),
     "adapt": lambda r, x, y, w: r.adapt(x, y, x, w),
     "projected_loss": lambda r, x, y, w: r.projected_loss(x, y, w),
-    "loo_predictions": lambda r, x, y, w: r.loo_predictions(x, y, w),
+    "loo_predictions": lambda r, x, y, w: r.loo_predictions(x, y, w, refits=0),
     "loo_loss": lambda r, x, y, w: r.loo_loss(x, y, w),
 }
 

@@ -367,14 +367,14 @@ def test_derivatives_with_fewer_rows_than_features(method):
 METHODS = ["solve", "adapt", "projected_loss", "loo_predictions", "loo_loss"]
 
 
-def as_function(method, y, bias=True):
+def as_function(method, y, bias=True, **options):
     """A method as a function of x, weights and the logarithm of the penalty."""
 
     def fn(x, w, log_l2):
         readout = LogisticReadout(x.shape[-1], 3, l2=1.0, bias=bias, learn_l2=True)
         readout.log_l2 = log_l2
         rest = (x[..., :2, :],) if method == "adapt" else ()
-        return getattr(readout, method)(x, y, *rest, weights=w)
+        return getattr(readout, method)(x, y, *rest, weights=w, **options)
 
     return fn
 
@@ -383,13 +383,28 @@ def as_function(method, y, bias=True):
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives(method, order):
     x, y, w = blobs(6, rows=9, features=2)
-    gradcheck(as_function(method, mx.array(y)), wide(x), wide(w), wide([[-0.5], [0.2]]), order=order)
+    fn = as_function(method, mx.array(y), **({"refits": 0} if method.startswith("loo") else {}))
+    gradcheck(fn, wide(x), wide(w), wide([[-0.5], [0.2]]), order=order)
+
+
+@pytest.mark.parametrize(("method", "order"), [("loo_predictions", 1), ("loo_loss", 2)])
+def test_derivatives_of_refits(method, order):
+    x, y, w = blobs(6, rows=6, features=1)
+    log_l2 = wide([[-0.5, 0.1, 0.3]] if order == 1 else -0.5)
+    fn = as_function(method, mx.array(y), refits=2)
+    gradcheck(fn, wide(x), wide(w), log_l2, order=order, modes=("vjp",))
+
+
+def test_derivatives_of_steps_without_a_row_with_a_penalty_for_each_class():
+    x, y, w = blobs(7, rows=9, features=2)
+    fn = as_function("loo_predictions", mx.array(y), refits=0)
+    gradcheck(fn, wide(x), wide(w), wide([[-0.5, 0.1, 0.3]]), modes=("vjp",))
 
 
 @pytest.mark.parametrize("method", ["adapt", "loo_loss"])
 def test_derivatives_with_a_penalty_for_each_class_and_no_intercept(method):
     x, y, w = blobs(7, rows=9, features=2)
-    fn = as_function(method, mx.array(y), bias=False)
+    fn = as_function(method, mx.array(y), bias=False, **({"refits": 0} if method == "loo_loss" else {}))
     gradcheck(fn, wide(x), wide(w), wide([[-0.5, 0.1, 0.3]]), order=2)
 
 
@@ -437,7 +452,7 @@ def test_leave_one_out_is_a_newton_step_without_the_row():
     a, hot, l2 = np.column_stack([x, np.ones(20)]), np.eye(3)[y], np.array([[0.3]] * 3 + [[0.0]])
     t = newton.minimize(newton.NumPy(), a, hot, w, l2).t
     p = newton.residual_and_loss(newton.NumPy(), a @ t, hot)[0] + hot
-    logits = np.array(LogisticReadout(3, 3, l2=0.3).loo_predictions(wide(x), mx.array(y), wide(w)))
+    logits = np.array(LogisticReadout(3, 3, l2=0.3).loo_predictions(wide(x), mx.array(y), wide(w), refits=0))
     for i in range(20):
         without = np.where(np.arange(20) == i, 0, w)
         gradient = a.T @ (without[:, None] * (p - hot)) + l2 * t
@@ -495,17 +510,77 @@ def refit_without_each(a, hot, penalty, t):
     return found
 
 
-@pytest.mark.parametrize("l2", [0.01, 1.0, 100.0])
-def test_leave_one_out_of_200_digits_is_within_3_percent_of_refits(l2):
+@pytest.mark.parametrize(("scaling", "l2"), [("standard", 1.0), ("none", 0.01)])
+def test_leave_one_out_of_200_digits_is_within_1_percent_of_refits(scaling, l2):
     x, y = load_digits(return_X_y=True)
     chosen = np.random.default_rng(0).permutation(len(y))[:200]
-    x, y = StandardScaler().fit_transform(x[chosen]), y[chosen]
+    x, y = x[chosen], y[chosen]
+    x = StandardScaler().fit_transform(x) if scaling == "standard" else x
     a, hot = np.column_stack([x - x.mean(axis=0), np.ones(200)]), np.eye(10)[y]
     penalty = np.append(np.full(64, l2), 0.0)[:, None]
     t = newton.minimize(newton.NumPy(), a, hot, np.ones(200), penalty).t
     exact = newton.residual_and_loss(newton.NumPy(), refit_without_each(a, hot, penalty, t), hot)[1].mean()
-    claimed = LogisticReadout(64, 10, l2=l2).loo_loss(wide(x), mx.array(y)).item()
-    assert abs(claimed / exact - 1) < 0.03
+    claimed = LogisticReadout(64, 10, l2=l2).loo_loss(mx.array(x, dtype=mx.float32), mx.array(y)).item()
+    assert abs(claimed / exact - 1) < 0.01
+
+
+def logits_without_each(make, x, y, w):
+    """Logits for each row by the fit to all others, less their mean over the classes."""
+    found = []
+    for i in range(len(y)):
+        keep = np.arange(len(y)) != i
+        found.append(make().adapt(wide(x[keep]), mx.array(y[keep]), wide(x[i : i + 1]), wide(w[keep])))
+    return np.concatenate([np.array(v) - np.array(v).mean(axis=1, keepdims=True) for v in found])
+
+
+@pytest.mark.parametrize(("rows", "features"), [(14, 3), (7, 9)])
+@pytest.mark.parametrize("kind", ["scalar", "class", "feature", "no bias"])
+def test_leave_one_out_by_refits_of_all_rows_is_exact(kind, rows, features):
+    x, y, w = blobs(23, rows=rows, features=features)
+    w[0] = 0.0  # in no fit
+    l2 = {"class": [0.01, 0.1, 0.3], "feature": np.linspace(0.01, 0.3, features)[:, None]}.get(kind, 0.03)
+
+    def make():
+        return LogisticReadout(features, 3, l2=l2 if np.ndim(l2) == 0 else wide(l2), bias=kind != "no bias")
+
+    exact = logits_without_each(make, x, y, w)
+    logits = np.array(make().loo_predictions(wide(x), mx.array(y), wide(w), refits=rows))
+    np.testing.assert_allclose(logits - logits.mean(axis=1, keepdims=True), exact, atol=1e-7 * abs(exact).max())
+    step = np.array(make().loo_predictions(wide(x), mx.array(y), wide(w), refits=0))
+    assert abs(step - step.mean(axis=1, keepdims=True) - exact).max() > 0.1
+    np.testing.assert_allclose(logits[0], step[0], atol=1e-12)
+
+
+def test_rows_with_the_largest_losses_are_refitted():
+    x, y, w = blobs(23, rows=14)
+    readout = LogisticReadout(3, 3, l2=0.03)
+    step, some, exact = (np.array(readout.loo_predictions(wide(x), mx.array(y), wide(w), refits=k)) for k in (0, 4, 14))
+    loss = w * newton.residual_and_loss(newton.NumPy(), step, np.eye(3)[y])[1]
+    chosen = np.argsort(-loss)[:4]
+    np.testing.assert_allclose(some[chosen], exact[chosen], atol=1e-9)
+    np.testing.assert_array_equal(np.delete(some, chosen, axis=0), np.delete(step, chosen, axis=0))
+
+
+def test_a_row_without_which_there_is_no_minimizer_keeps_its_step():
+    x, y = np.array([[-2.0], [-1.0], [1.5], [1.0], [1.2], [2.0]]), np.arange(6) // 3  # row 2 alone makes them overlap
+    readout = LogisticReadout(1, 2, l2=0.0)
+    step, refitted = (np.array(readout.loo_predictions(wide(x), mx.array(y), refits=k)) for k in (0, 6))
+    assert np.array_equal((refitted == step).all(axis=1), np.arange(6) == 2)
+    slope = mx.grad(lambda x: readout.loo_loss(x, mx.array(y)))(wide(x))
+    assert mx.all(mx.isfinite(slope)).item()
+
+
+def test_a_row_of_weight_0_has_the_prediction_of_the_fit():
+    x, y, w = blobs(24)
+    w[3] = 0.0
+    readout = LogisticReadout(3, 3).fit(wide(x), mx.array(y), wide(w))
+    for refits in (0, 12):
+        logits = readout.loo_predictions(wide(x), mx.array(y), wide(w), refits=refits)
+        np.testing.assert_allclose(np.array(logits)[3], np.array(readout(wide(x)))[3], atol=1e-9)
+    x[3] = np.nan
+    logits = np.array(readout.loo_predictions(wide(x), mx.array(y), wide(w)))
+    assert np.array_equal(np.isnan(logits).any(axis=1), np.arange(12) == 3)
+    assert mx.all(mx.isfinite(mx.grad(lambda x: readout.loo_loss(x, mx.array(y), wide(w)))(wide(x)))).item()
 
 
 def test_the_only_row_of_a_class_cannot_be_left_out():
@@ -601,6 +676,8 @@ X, Y = mx.zeros((4, 3)), mx.array([0, 1, 2, 0])
         (lambda: LogisticReadout(2, 3).solve(X, Y), ValueError, "x must have 2 features"),
         (lambda: LogisticReadout(3, 3).adapt(X, Y, X[:, :2]), ValueError, "x_query must have 3 features"),
         (lambda: LogisticReadout(3000, 2).loo_loss(mx.zeros((4, 3000)), Y % 2), ValueError, "at most 5000"),
+        (lambda: LogisticReadout(3, 3).loo_loss(X, Y, refits=-1), ValueError, "refits must be 0 or more, but got -1"),
+        (lambda: LogisticReadout(3, 3).loo_predictions(X, Y, refits=2.0), TypeError, "refits must be an integer"),
     ],
 )
 def test_bad_input(call, error, match):
@@ -620,7 +697,7 @@ def test_to_linear_and_training_a_backbone():
     np.testing.assert_array_equal(np.array(readout.to_linear()(wide(x))), np.array(readout(wide(x))))
     assert set(readout.trainable_parameters()) == {"log_l2"}
     losses = []
-    fn = as_function("loo_loss", mx.array(y))
+    fn = as_function("loo_loss", mx.array(y), refits=0)
     step = mx.compile(mx.value_and_grad(lambda scale, log_l2: fn(wide(x) * scale, None, log_l2), (0, 1)))
     scale, log_l2 = wide([1.0, 1.0, 1.0]), wide(0.0)
     for _ in range(15):

@@ -12,9 +12,9 @@ Adding one number to a feature's weights of all classes changes nothing but the 
 changes no step.
 
 Here ``xp`` is always :class:`NumPy` or :class:`Graph`: whose arrays the arguments are. Files, from the ground up:
-arrays, objective, hessian (factored), basis (of the features), preconditioners, conjugate_gradients, solve (H^-1 b);
-existence (of a minimizer), working (cheap products for large problems), quasi_newton (a start for them), certificate
-(whether more is needed), large (one of them), minimizer, path.
+arrays, objective, hessian (factored), basis (of the features), preconditioners, conjugate_gradients, existence (of a
+minimizer), working (cheap products for large problems), quasi_newton (a start for them), certificate (whether more is
+needed), large (one of them), minimizer, refits (without a row), path, solve (H^-1 b).
 """
 
 from .arrays import Graph as Graph
@@ -28,4 +28,5 @@ from .large import Accuracy as Accuracy
 from .minimizer import minimize as minimize
 from .objective import residual_and_loss as residual_and_loss
 from .path import Path as Path
+from .refits import refit as refit
 from .solve import solve_hessian as solve_hessian

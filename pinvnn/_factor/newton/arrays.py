@@ -73,6 +73,11 @@ class Graph:
         return mx.power(mx.array(math.e, mx.float64), x)
 
     @staticmethod
+    def argmax(x, axis, keepdims=False):
+        """Constant, since MLX's jvp refuses indices that are traced."""
+        return mx.argmax(mx.stop_gradient(x), axis=axis, keepdims=keepdims)
+
+    @staticmethod
     def thin(a, u):
         """``a @ u``."""
         return a @ u

@@ -77,13 +77,36 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
         accuracy: As of :func:`minimize`.
     """
     n, c = a.shape[-1], y.shape[-1]
-    batch = tuple(a.shape[:-2])
-    large = is_large(n, c)
+    batch, large = tuple(a.shape[:-2]), is_large(n, c)
     if large and xp.adaptive:
         return _one_by_one(xp, a, y, w, l2, orthogonal, accuracy)
     inverse = preconditioner(xp, a, w, l2, orthogonal) if large else None
-    t = xp.zeros((*batch, n, c), dtype=xp.float64)
-    v = xp.zeros((*batch, a.shape[-2], c), dtype=xp.float64)
+
+    def solve(p, g, _):
+        if inverse is None:
+            return factored_solve(xp, a, w, p, l2, g)
+        return conjugate_gradients(xp, a, w, p, l2, g, 1e-3, inverse.of_spread(inverse.spread(p)))
+
+    start = xp.zeros((*batch, n, c), dtype=xp.float64)
+    return newton_steps(xp, a, y, w, l2, start, solve, MOST_STEPS if xp.adaptive else GRAPH_STEPS)
+
+
+def newton_steps(xp, a, y, w, l2, start, solve, most) -> Fitted:
+    """Newton's method from ``start``, with a full ``l2``.
+
+    Args:
+        xp: As of :func:`minimize`.
+        a: Rows. Their batch dimensions, like those of ``y`` and ``l2``, may be 1 where those of ``w`` are not.
+        y: As of :func:`minimize`.
+        w: As of :func:`minimize`.
+        l2: ``(..., N, 1 or c)``.
+        start: ``(..., N, c)``.
+        solve: ``solve(p, g, excess)`` is ``H^-1 g`` at probabilities ``p``, or near it; ``excess`` is the decrement
+            of the step before over F.
+        most: The most steps.
+    """
+    batch = tuple(w.shape[:-1])
+    t, v = start, a @ start
     shared = shares_penalty(xp, l2)
     certain = is_certain(xp, a, l2)
     lengths = xp.array(_LENGTHS, dtype=xp.float64).reshape(-1, *(1,) * (len(batch) + 2))
@@ -94,14 +117,11 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
 
     value, last, done, steps = objective(v, t), None, None, 0
     decrement = value
-    for count in range(MOST_STEPS if xp.adaptive else GRAPH_STEPS):
+    for count in range(most):
         miss, _ = residual_and_loss(xp, v, y)
         g = transposed(a) @ (w[..., None] * miss) + l2 * t
         g, p = without_common_shift(xp, g, shared), miss + y
-        if inverse is None:
-            step = -factored_solve(xp, a, w, p, l2, g)
-        else:
-            step = -conjugate_gradients(xp, a, w, p, l2, g, 1e-3, inverse.of_spread(inverse.spread(p)))
+        step = -solve(p, g, decrement / value)
         step = without_common_shift(xp, step, shared)  # a shift of g by rounding is divided by l2
         decrement = -xp.sum(g * step, axis=(-2, -1), keepdims=True)
         # Near a minimum the decrement falls by its square. A minimizer at infinity (separable classes without a
@@ -114,19 +134,21 @@ def minimize_in_basis(xp, a, y, w, l2, orthogonal=False, accuracy=FINE) -> Fitte
         near = decrement <= 1e-3 * value
         moved = a @ step
         found = xp.logical_and(found, xp.logical_or(certain, is_still(xp, moved)))
-        trials = objective(v[None] + lengths * moved[None], t[None] + lengths * step[None])
-        best = xp.min(trials, axis=0)
-        length = xp.take(lengths.reshape(-1), xp.argmin(trials, axis=0))
-        length = xp.where(best < value, length, xp.zeros_like(length))
-        length = xp.where(xp.logical_and(near, trials[0] <= value * (1 + 1e-12)), xp.ones_like(length), length)
+        reached = objective(v + moved, t + step)
+        near, length = xp.logical_and(near, reached <= value * (1 + 1e-12)), xp.ones_like(value)
+        if not (xp.adaptive and xp.logical_or(near, done).all()):
+            trials = objective(v[None] + lengths * moved[None], t[None] + lengths * step[None])
+            best, tried = xp.min(trials, axis=0), xp.take(lengths.reshape(-1), xp.argmin(trials, axis=0))
+            length = xp.where(near, length, xp.where(best < value, tried, 0 * tried))
+            reached = xp.where(near, reached, xp.where(best < value, best, value))
         length = xp.where(done, xp.zeros_like(length), length)  # the step after the last
         t, v = t + xp.where(done, 0 * step, length * step), v + xp.where(done, 0 * moved, length * moved)
-        value = xp.where(done, value, objective(v, t))
+        value = xp.where(done, value, reached)
         last, done, steps = decrement, xp.logical_or(done, found), count + 1
         if xp.adaptive and xp.logical_or(done, decrement != decrement).all():
             break
     if xp.adaptive and done is not None:
-        l2 = xp.broadcast_to(l2, (*batch, *l2.shape[-2:]))
+        a, y, l2, certain = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, y, l2, certain))
         for i in xp.ndindex(*batch):
             if done[i] and not certain[i]:
                 done[i] = is_minimum(xp, a[i], y[i], w[i], l2[i], v[i])
