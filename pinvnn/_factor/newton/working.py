@@ -28,7 +28,8 @@ class Working:
         if self.single:
             size = xp.sqrt(preconditioner.norms + l2)
             self.dtype, self.unit = xp.float32, xp.where(size > 0, size, 1.0)
-            a = xp.multiply(a, 1 / self.unit[:, 0], out=xp.empty(a.shape, xp.float32), casting="same_kind")
+            # In Fortran order, in which BLAS multiplies by few columns a quarter faster.
+            a = xp.multiply(a, 1 / self.unit[:, 0], out=xp.empty(a.shape, xp.float32, order="F"), casting="same_kind")
             l2 = l2 / self.unit**2
         self.a, self.y, self.w, self.l2 = (x.astype(self.dtype, copy=False) for x in (a, y, w[:, None], l2))
 
